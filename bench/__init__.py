@@ -1,0 +1,65 @@
+"""The harness: nouns, registry, plan, isolation, store, meter and command line.
+
+Authors of plug-ins import everything they need from here.
+"""
+
+from .artifacts import cached, digest, file_digest
+from .errors import BudgetExceeded, GateError, MissingDependency, SlugbenchError, UsageError
+from .registry import method, metric, report, task
+from .splits import TensorSplit
+from .types import (
+    Answers,
+    Batch,
+    Budget,
+    Cost,
+    Gate,
+    Listed,
+    Model,
+    Objective,
+    Outcome,
+    Request,
+    Row,
+    Scores,
+    Split,
+    Trial,
+    Validation,
+    Value,
+    Wanted,
+)
+
+RESULT_VERSION = 1
+"""Part of every cell's key: raised when the harness changes what a result means."""
+
+__all__ = [
+    "Answers",
+    "Batch",
+    "Budget",
+    "BudgetExceeded",
+    "Cost",
+    "Gate",
+    "GateError",
+    "Listed",
+    "MissingDependency",
+    "Model",
+    "Objective",
+    "Outcome",
+    "RESULT_VERSION",
+    "Request",
+    "Row",
+    "Scores",
+    "SlugbenchError",
+    "Split",
+    "TensorSplit",
+    "Trial",
+    "UsageError",
+    "Validation",
+    "Value",
+    "Wanted",
+    "cached",
+    "digest",
+    "file_digest",
+    "method",
+    "metric",
+    "report",
+    "task",
+]

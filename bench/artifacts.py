@@ -1,0 +1,106 @@
+"""Shared work (base models, oracles, rendered images, gradients) made once, content-addressed, under a file lock.
+
+Artefacts live in `$SLUGBENCH_CACHE`, by default the platform's cache folder; what ships with the package is read by
+the tasks themselves and never written here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import UsageError
+
+
+class Artifact(NamedTuple):
+    """A file in the cache."""
+
+    path: Path
+    bytes: int
+    used: float
+    """Seconds since the epoch of its last use."""
+
+
+def cache_dir() -> Path:
+    """The cache folder, made if missing."""
+    import platformdirs
+
+    folder = Path(os.environ.get("SLUGBENCH_CACHE") or platformdirs.user_cache_dir("slugbench"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the cache folder {folder} cannot be made ({error}); set SLUGBENCH_CACHE to one that can.") from error
+    return folder
+
+
+def digest(content: Mapping[str, Any] | bytes | str) -> str:
+    """Hexadecimal SHA-256 of bytes, text, or a JSON-able mapping (key order does not matter)."""
+    if isinstance(content, Mapping):
+        content = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None], *, suffix: str) -> Path:
+    """The artefact `name` of `key`, made by `make(temporary_path)` if it is not there yet.
+
+    Args:
+        name: what it is, such as `identities-images`; leads the file's name.
+        key: everything its content depends on, JSON-able: parameters, seeds, digests of inputs, a version.
+        make: writes the file at the path it is given; only one process at a time runs it for one artefact.
+        suffix: the file's ending, such as `.safetensors`.
+
+    Returns:
+        The path of the finished file; it is whole or not there, whenever the machine stops.
+    """
+    from filelock import FileLock
+
+    path = cache_dir() / f"{name}-{digest(key)[:20]}{suffix}"
+    if not path.exists():
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp{suffix}")
+                try:
+                    make(unfinished)
+                    write_through(unfinished)
+                    unfinished.replace(path)
+                finally:
+                    unfinished.unlink(missing_ok=True)
+    os.utime(path)  # marks the use, for gc
+    return path
+
+
+def write_through(path: Path) -> None:
+    """Have the operating system put a file's content on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def artifacts() -> list[Artifact]:
+    """What the cache holds, last used first."""
+    found = []
+    for path in cache_dir().iterdir():
+        if path.is_file() and not path.name.endswith(".lock") and ".tmp" not in path.name:
+            stat = path.stat()
+            found.append(Artifact(path, stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda artifact: -artifact.used)
+
+
+def collect_garbage(keep_bytes: int) -> list[Artifact]:
+    """Remove the least recently used artefacts until at most `keep_bytes` are left; returns those removed."""
+    removed, kept = [], 0
+    for artifact in artifacts():
+        kept += artifact.bytes
+        if kept > keep_bytes:
+            artifact.path.unlink(missing_ok=True)
+            removed.append(artifact)
+    return removed

@@ -1,0 +1,33 @@
+"""The harness's exceptions, each with the exit code or the row status it becomes."""
+
+from __future__ import annotations
+
+
+class SlugbenchError(Exception):
+    """Base of every exception raised on purpose; its message is one sentence meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(SlugbenchError):
+    """Bad usage, an unknown name, bad configuration or data: what came, what is allowed, what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class GateError(SlugbenchError):
+    """An acceptance gate failed: the models at hand cannot carry the comparison. Exit code 4."""
+
+    exit_code = 4
+
+
+class BudgetExceeded(SlugbenchError):
+    """A method read or evaluated more than its `Budget` allows; the cell becomes a `failed` row."""
+
+
+class InvalidModel(SlugbenchError):
+    """A method returned no model, or one with NaN or infinite weights; the cell becomes an `invalid` row."""
+
+
+class MissingDependency(SlugbenchError):
+    """An optional package is not installed; the cell becomes a `skipped` row that names the extra to install."""

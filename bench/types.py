@@ -1,0 +1,378 @@
+"""The nouns of the benchmark. Everything imports them; they import nothing of ours.
+
+    Task.build -> Trial (Request + test data + oracles) -> Method(request) -> Outcome -> Metric -> Value -> Row
+
+Two of them carry the fairness contract: a `Request` is all that a method may see, a `Trial` is what metrics
+may see. Legend for array shapes: B batch, C channels or classes, H and W pixels, T tokens, N test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+Model: TypeAlias = "torch.nn.Module"
+Batch: TypeAlias = "dict[str, torch.Tensor]"
+"""`image` (B, C, H, W) float, `text` (B, T) long or `label` (B,) long, and always `index` (B,) long."""
+
+Answers: TypeAlias = "dict[str, np.ndarray]"
+"""What one model answers on every question of a trial, one row a question (see `Trial.questions`)."""
+
+Pool = Literal["dev", "tune", "test", "sealed"]
+Better = Literal["higher", "lower", "oracle"]
+Status = Literal["ok", "skipped", "failed", "timeout", "oom", "crashed", "invalid"]
+STATUSES: tuple[Status, ...] = ("ok", "skipped", "failed", "timeout", "oom", "crashed", "invalid")
+SCHEMA = 1
+
+
+# ---------------------------------------------------------------- what a method sees
+
+
+class Split(Protocol):
+    """A set of samples. `batches` yields every sample once, in a fixed order or in one drawn from `generator`."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Batches of `size` samples; the last may be smaller."""
+        ...
+
+    def of(self, target: str) -> Split:
+        """The samples of one target (of a joint request's forget split)."""
+        ...
+
+
+class Validation(NamedTuple):
+    """The validation split of a request: same concepts, images that neither training nor testing sees."""
+
+    forget: Split
+    retain: Split
+
+
+class Scores(NamedTuple):
+    """What `validate` returns: accuracies in [0, 1] on the validation split."""
+
+    forget: float
+    retain: float
+    forget_se: float
+    """Standard error of `forget`, sqrt(p (1 - p) / n)."""
+
+
+class Validate(Protocol):
+    """Scores a model on the validation split; counted and timed as search."""
+
+    def __call__(self, model: Model, *, retain: bool = True) -> Scores:
+        """With `retain=False` only the forget images are run and `Scores.retain` is NaN: cheap steering."""
+        ...
+
+
+class Objective(Protocol):
+    """The task's way to speak of its model, so that a method written once serves CLIP, classifiers and diffusion.
+
+    All losses are scalar means over the batch and carry gradients. All functions work on the device of `batch`.
+    """
+
+    kind: str
+    """`clip`, `classifier` or `diffusion`."""
+
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """The training loss (InfoNCE for CLIP, cross-entropy for classifiers)."""
+        ...
+
+    def forget_loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """The loss whose *ascent* forgets (1 - cos for CLIP, cross-entropy for classifiers)."""
+        ...
+
+    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The random-label analogue: the same images with another concept's label (and caption), y' != y always."""
+        ...
+
+    def logits(self, model: Model, batch: Batch) -> torch.Tensor:
+        """(B, C) scores over the fixed candidate list, zero-shot for CLIP; column c belongs to `label` c."""
+        ...
+
+    def weights(self, model: Model) -> dict[str, list[str]]:
+        """`{tower: [parameter names]}`, every trainable parameter once; one tower `model` where there is only one."""
+        ...
+
+    def masked(self, model: Model, targets: Sequence[str]) -> Model:
+        """A model that never answers `targets` though no weight is changed (for the control `mask`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one method may spend on one request. Never seconds, so that results do not depend on speed."""
+
+    max_steps: int
+    """Optimiser steps; methods read and keep it."""
+    max_reads: int
+    """Samples read from the train splits; enforced."""
+    max_evals: int
+    """Calls of `validate`; enforced."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """All a method may see. Never test data, never the oracle.
+
+    `progress("prepare" | "search" | "apply", done, total)` names the phase whose clock runs from here on and feeds
+    the progress bar; without a call all time counts as `apply`. Calls of `validate` and reads of `validation` are
+    timed and counted as search wherever they happen.
+    """
+
+    model: Model
+    """The method's own copy of the original, to edit in place and return; in eval mode."""
+    targets: tuple[str, ...]
+    forget: Split
+    retain: Split
+    validation: Validation
+    objective: Objective
+    validate: Validate
+    budget: Budget
+    goal: float
+    """The forget accuracy to aim at: chance for concepts."""
+    generator: torch.Generator | None = None
+    """Seeded by task, request and seeds, the same for every method; on the CPU."""
+    device: str = "cpu"
+    progress: Callable[..., None] = lambda phase, done=0, total=None: None
+
+    def reached(self, scores: Scores) -> bool:
+        """The stopping rule all methods share: validation forget accuracy at most `goal` + 1 standard error."""
+        return scores.forget <= self.goal + scores.forget_se
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of hyperparameters; its fields are its CLI options, table columns and cache key."""
+
+    def __call__(self, request: Request) -> Model: ...
+
+
+# ---------------------------------------------------------------- what metrics see
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A request together with what its unlearned model is measured on and against.
+
+    `questions` and the answers of a model are aligned columns of length N, the primary artefact from which every
+    aggregate is derived:
+
+    questions: `split` (str: `forget`, `retain` = test images of targets and of the other concepts, `forget_train` =
+        the forget split itself, `outsider` = never-trained concepts, `utility` = another task on the same model),
+        `unit` (int, the concept: the sampling unit of every interval), `label` (int), `near` (bool, a retained
+        concept from a target's neighbourhood), `index` (int, the image).
+    answers: `predicted` (int), `rank` (int, 0 = the true label is on top), `score` (float, log p/(1-p) of the true
+        label's probability: the logit-scaled confidence), and what the task adds (`cosine`, ...).
+    """
+
+    request: Request
+    questions: dict[str, np.ndarray]
+    answer: Callable[[Model], Answers]
+    """Runs a model over all questions, on the device the model is on."""
+    original: Answers
+    oracles: tuple[Answers, ...]
+    """Of models retrained without the targets, oracle number s at position s."""
+    oracle_model: Callable[[int], Model]
+    """Oracle number s itself: shipped, cached or trained now."""
+    n_classes: int
+    """Number of candidates; chance of `fa@k` is k / n_classes."""
+    joint: bool
+    """Whether several targets are to be forgotten at once."""
+
+
+@dataclass
+class Cost:
+    """What a method spent. Seconds with the device synchronised; `None` with a reason in `notes` where unknown."""
+
+    t_prepare: float | None = None
+    t_search: float | None = None
+    t_apply: float | None = None
+    t_total: float | None = None
+    n_forget_read: int | None = None
+    n_retain_read: int | None = None
+    n_evals: int | None = None
+    peak_device_bytes: int | None = None
+    peak_device_reserved_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    bytes_delta: int | None = None
+    """Smallest file that restores the unlearned from the original model: the changed tensors, uncompressed."""
+    energy_j: float | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An unlearned model and all that is needed to judge it.
+
+    The same metric is evaluated on the method's model and on each oracle in its place (then `cost` is None and
+    `oracles` leaves that oracle out), which is how every value gets its oracle mean and spread.
+    """
+
+    trial: Trial
+    answers: Answers
+    oracles: tuple[Answers, ...]
+    """The reference oracles: without the model itself where it is one of them."""
+    model: Model | None = None
+    """None when answers come from a file or an oracle's weights are not loaded."""
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of one metric with what an interval and a reader need.
+
+    `arrays` holds per-image `x` (the values whose macro average, images -> units, is `value`) and `unit` (the
+    concept of each image), from which the interval is bootstrapped; a metric that is no such average gives
+    `statistic`, a function of the resampled `arrays`.
+    """
+
+    name: str
+    value: float | None
+    unit: str = ""
+    better: Better = "higher"
+    chance: float | None = None
+    n_images: int | None = None
+    n_units: int | None = None
+    arrays: Mapping[str, np.ndarray] | None = None
+    statistic: Callable[[Mapping[str, np.ndarray]], float] | None = None
+    note: str = ""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A frozen dataclass; returns no value at all where it does not apply, a null value with a note where it
+    applies but cannot be had."""
+
+    def __call__(self, outcome: Outcome) -> list[Value]: ...
+
+
+# ---------------------------------------------------------------- tasks and reports
+
+
+class Listed(NamedTuple):
+    """A request as listed before anything is built (no torch needed)."""
+
+    id: str
+    targets: tuple[str, ...]
+    pool: Pool
+
+
+class Gate(NamedTuple):
+    """An acceptance gate: what was measured, what it must keep, and whether it does."""
+
+    name: str
+    value: float
+    limit: str
+    """In words and numbers: `0.80 to 0.95`, `at most 0.02`."""
+    ok: bool
+    note: str = ""
+
+
+class Wanted(NamedTuple):
+    """A file a task needs, for `slugbench doctor`."""
+
+    path: Path
+    found: bool
+    note: str
+    """What it is, its size and licence, and the command or page that gives it."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A frozen dataclass of parameters (model, data); builds trials and vouches for its own models.
+
+    Everything but `build`, `gates` and `rebuild` runs without torch.
+    """
+
+    base_seeds: ClassVar[tuple[int, ...]]
+    preload: ClassVar[tuple[str, ...]]
+    """Modules worth importing once in the server that cells are forked from, such as `open_clip`."""
+
+    def requests(self) -> tuple[Listed, ...]: ...
+
+    def build(self, request_id: str, base_seed: int) -> Trial: ...
+
+    def fingerprint(self, request_id: str, base_seed: int) -> str:
+        """Content hash of base weights, oracles and splits: part of every cell's key."""
+        ...
+
+    def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
+        """Acceptance gates that need no method, over the requests and base seeds about to run."""
+        ...
+
+    def gates_after(self, frame: pd.DataFrame) -> list[Gate]:
+        """Gates on the finished table of this task: the controls are caught."""
+        ...
+
+    def wanted(self) -> list[Wanted]: ...
+
+    def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
+        """Remake the shipped models and answers into `folder`."""
+        ...
+
+
+@runtime_checkable
+class Report(Protocol):
+    """Rows in, files out: writes under `out` and returns what it wrote, the main file first.
+
+    `runs` holds the `run.json` of each folder the rows came from.
+    """
+
+    def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]: ...
+
+
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One flat observation: one metric of one cell. `*_params` and `targets` are JSON text."""
+
+    schema: int = SCHEMA
+    suite: str
+    cell: str
+    task: str
+    task_params: str
+    request: str
+    targets: str
+    pool: str
+    base_seed: int
+    method: str
+    method_params: str
+    method_seed: int
+    status: Status
+    failure: str | None = None
+    """Failure class of a finished run: `no effect`, `destroyed`, `over-generalised`, `masked`, `recoverable`."""
+    error: str | None = None
+    """`Type: message`, or why the method skipped."""
+    metric: str | None = None
+    value: float | None = None
+    unit: str | None = None
+    better: str | None = None
+    oracle_mean: float | None = None
+    oracle_sd: float | None = None
+    chance: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n_images: int | None = None
+    n_units: int | None = None
+    note: str | None = None
+    device: str
+    threads: int
+    concurrent: bool
+    started: str
+    provenance: str
+
+    @classmethod
+    def columns(cls) -> tuple[str, ...]:
+        """The table's columns, in order."""
+        return tuple(f.name for f in fields(cls))

@@ -1,0 +1,1 @@
+"""Metrics: per-image answers in, values out; one file an idea."""

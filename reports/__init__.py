@@ -1,0 +1,1 @@
+"""Reports: the table in, files out."""

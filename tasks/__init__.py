@@ -1,0 +1,1 @@
+"""Tasks: models, data, requests and oracles, one file each."""
