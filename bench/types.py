@@ -187,6 +187,8 @@ class Trial:
     """Number of candidates; chance of `fa@k` is k / n_classes."""
     joint: bool
     """Whether several targets are to be forgotten at once."""
+    method_seed: int = 0
+    """Set by the runner; the control `oracle` is oracle number `method_seed`."""
 
 
 @dataclass
