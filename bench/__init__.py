@@ -5,6 +5,7 @@ Authors of plug-ins import everything they need from here.
 
 from .artifacts import cached, digest, file_digest
 from .errors import BudgetExceeded, GateError, MissingDependency, SlugbenchError, UsageError
+from .provenance import RESULT_VERSION
 from .registry import method, metric, report, task
 from .splits import TensorSplit
 from .types import (
@@ -26,9 +27,6 @@ from .types import (
     Value,
     Wanted,
 )
-
-RESULT_VERSION = 1
-"""Part of every cell's key: raised when the harness changes what a result means."""
 
 __all__ = [
     "Answers",
