@@ -10,6 +10,9 @@ import numpy as np
 from slugbench.bench import Answers, Outcome, Value, metric
 from slugbench.bench.intervals import interval
 
+ATTACKABLE = 0.6
+"""The AUC from which on the original model counts as attackable, if its interval lies above 0.5 as well."""
+
 
 @metric("mia_sample")
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class SampleMembership:
         if not (split == "forget_train").any() or not (split == "forget").any():
             return []
         before = membership_auc(outcome, outcome.trial.original)
-        # whether its interval holds 0.5 needs no more than a few hundred draws
+        # of many requests some pass the interval by chance, hence the floor too; a few hundred draws are enough for it
         low, high = interval(before, resamples=400) or (0.0, 1.0)
-        if low <= 0.5:
+        if low <= 0.5 or (before.value or 0) < ATTACKABLE:
             note = f"uninformative: the original's own AUC is {before.value:.2f} (95 % {low:.2f} to {high:.2f})"
             return [Value("mia_sample", None, "", "oracle", 0.5, before.n_images, before.n_units, note=note)]
         return [membership_auc(outcome, outcome.answers)]

@@ -23,7 +23,7 @@ class OracleDistance:
 
     Null on requests of a single target. There the null is as wide as the scale: a network's confidence about one
     never-trained class shifts as a whole with the seed. Measured, leaving one oracle out: 0.2 to 1.0 on the fictitious
-    identities, 0.08 to 0.87 on the digits (104 to 113 images a class), where the untouched model has 1.0.
+    identities and, with 104 to 113 images of a class, 0.06 to 0.74 on the digits, where the untouched model has 1.0.
 
     References:
         Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024 (the comparison with a retrained model).

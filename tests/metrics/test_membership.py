@@ -59,3 +59,10 @@ def test_an_original_that_scores_its_members_lower_is_no_attack_either():
 
 def test_without_forget_train_questions_it_does_not_apply():
     assert SampleMembership()(outcome([1, 2], [1, 2], [False, False])) == []
+
+
+def test_a_certain_but_slight_attack_on_the_original_is_not_enough():
+    member = np.arange(4000) % 2 == 0
+    slight = np.random.default_rng(0).normal(size=4000) + 0.2 * member  # AUC 0.56, half-width 0.02
+    (value,) = SampleMembership()(outcome(member * 5.0, slight, member))
+    assert value.value is None
