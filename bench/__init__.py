@@ -29,6 +29,7 @@ from .types import (
 )
 
 __all__ = [
+    "RESULT_VERSION",
     "Answers",
     "Batch",
     "Budget",
@@ -41,7 +42,6 @@ __all__ = [
     "Model",
     "Objective",
     "Outcome",
-    "RESULT_VERSION",
     "Request",
     "Row",
     "Scores",

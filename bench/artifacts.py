@@ -33,7 +33,9 @@ def cache_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the cache folder {folder} cannot be made ({error}); set SLUGBENCH_CACHE to one that can.") from error
+        raise UsageError(
+            f"the cache folder {folder} cannot be made ({error}); set SLUGBENCH_CACHE to one that can."
+        ) from error
     return folder
 
 

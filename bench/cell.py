@@ -274,7 +274,8 @@ def _prepare_process(job: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if not torch.are_deterministic_algorithms_enabled():  # the server has done it, as a rule
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     random.seed(0)
     np.random.seed(0)

@@ -102,11 +102,17 @@ def _add_plan(commands: Any) -> None:
 
 def _add_run(commands: Any) -> None:
     command = _command(commands, "run", run, "run a suite, or what is missing of it, and report")
-    command.add_argument("--out", type=Path, required=True, help="folder of cells, table and report; extended if it is there")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of cells, table and report; extended if it is there"
+    )
     _add_suite(command)
     command.add_argument("--jobs", type=_positive(int), help="cells at a time (default: one a core, one a GPU)")
-    command.add_argument("--backend", choices=("threads", "loky"), default="threads", help="what waits for cells (default: %(default)s)")
-    command.add_argument("--retry", type=_statuses, default=(), metavar="STATUSES", help="run finished cells of these statuses again")
+    command.add_argument(
+        "--backend", choices=("threads", "loky"), default="threads", help="what waits for cells (default: %(default)s)"
+    )
+    command.add_argument(
+        "--retry", type=_statuses, default=(), metavar="STATUSES", help="run finished cells of these statuses again"
+    )
     command.add_argument("--format", default=DEFAULT_FORMATS, help="reports to write (default: %(default)s)")
 
 
@@ -115,7 +121,9 @@ def _add_suite(command: argparse.ArgumentParser) -> None:
     command.add_argument("--methods", metavar="SPECS", help="instead of the suite's: name:key=value,...")
     command.add_argument("--tasks", metavar="SPECS", help="instead of the suite's")
     command.add_argument("--metrics", metavar="SPECS", help="instead of the suite's")
-    command.add_argument("--requests", metavar="N|IDS", type=_requests, help="how many of each task's test requests, or which")
+    command.add_argument(
+        "--requests", metavar="N|IDS", type=_requests, help="how many of each task's test requests, or which"
+    )
     command.add_argument("--base-seeds", type=_integers, metavar="LIST", help="base models, such as 0,1,2")
     command.add_argument("--method-seeds", type=_integers, metavar="LIST", help="seeds of the method's own randomness")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -126,7 +134,9 @@ def _add_suite(command: argparse.ArgumentParser) -> None:
 
 
 def _add_plugin(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--plugin", action="append", default=[], metavar="FILE|MODULE", help="load this too; may be repeated")
+    command.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE|MODULE", help="load this too; may be repeated"
+    )
 
 
 def _add_status(commands: Any) -> None:
@@ -138,7 +148,9 @@ def _add_report(commands: Any) -> None:
     command = _command(commands, "report", report, "make reports of one or several runs")
     command.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     command.add_argument("--out", type=Path, help="where to (default: DIR/report of the first)")
-    command.add_argument("--format", default=DEFAULT_FORMATS, help="comma-separated, of `slugbench list reports` (default: %(default)s)")
+    command.add_argument(
+        "--format", default=DEFAULT_FORMATS, help="comma-separated, of `slugbench list reports` (default: %(default)s)"
+    )
     _add_plugin(command)
 
 
@@ -149,7 +161,9 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _add_artifacts(commands: Any) -> None:
-    command = _command(commands, "artifacts", lambda _: artifacts_list(), "shared work in the cache, and what ships with the package")
+    command = _command(
+        commands, "artifacts", lambda _: artifacts_list(), "shared work in the cache, and what ships with the package"
+    )
     actions = command.add_subparsers(metavar="ACTION", parser_class=_Parser)
     _command(actions, "list", lambda _: artifacts_list(), "what the cache holds")
     rebuild = _command(actions, "rebuild", artifacts_rebuild, "remake a task's shipped models and answers")
@@ -189,7 +203,9 @@ def _statuses(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
         if name not in STATUSES:
-            raise argparse.ArgumentTypeError(f"there is no status {name!r}{did_you_mean(name, STATUSES)}; there is {', '.join(STATUSES)}")
+            raise argparse.ArgumentTypeError(
+                f"there is no status {name!r}{did_you_mean(name, STATUSES)}; there is {', '.join(STATUSES)}"
+            )
     return names
 
 
@@ -229,8 +245,8 @@ def _print_entry(kind: Any, name: str) -> None:
     import dataclasses
 
     entry = REGISTRY.get(kind, name)
-    marks = [mark for mark, on in (("control", entry.control), ("sees the trial", entry.sees == "trial")) if on]
-    print(f"  {name:<16} {entry.summary}{f' [{', '.join(marks)}]' if marks else ''}")
+    marks = [f" [{mark}]" for mark, on in (("control", entry.control), ("sees the trial", entry.sees == "trial")) if on]
+    print(f"  {name:<16} {entry.summary}{''.join(marks)}")
     for key, value in entry.parameters().items():
         print(f"  {'':<16}   {key}{'' if value is dataclasses.MISSING else f'={value}'}")
 
@@ -272,7 +288,9 @@ def run(arguments: argparse.Namespace) -> int:
     suite, device = _suite(arguments), _device(arguments.device)
     cells = expand(suite, device=device)
     settings = _settings(arguments, suite, cells, device)
-    with contextlib.closing(Store(arguments.out, suite=suite.name, settings={"threads": suite.threads, "device": device})) as store:
+    with contextlib.closing(
+        Store(arguments.out, suite=suite.name, settings={"threads": suite.threads, "device": device})
+    ) as store:
         jobs = _missing(cells, store, arguments.retry)
         facts = provenance.provenance(device)
         mark = provenance.digest(facts)[:12]
@@ -284,7 +302,9 @@ def run(arguments: argparse.Namespace) -> int:
                 controls=controls(),
                 provenance={mark: facts},
             )
-        print(f"{suite.name}: {len(cells)} cells, {len(cells) - len(jobs)} done before, {len(jobs)} to run on {settings.jobs} job(s)")
+        print(
+            f"{suite.name}: {len(cells)} cells, {len(cells) - len(jobs)} done before, {len(jobs)} to run on {settings.jobs} job(s)"
+        )
         if jobs:
             _check_gates(cells, store, settings)
             try:
@@ -422,10 +442,14 @@ def _check_gates_after(cells: Sequence[Cell], store: Store) -> None:
 def _refuse_failed(gates: Sequence[dict[str, Any]]) -> None:
     for gate in gates:
         if not gate["ok"]:
-            raise GateError(
-                f"gate '{gate['name']}' of task '{gate['task']}' failed: {gate['value']:.4g}, allowed is {gate['limit']}"
-                f"{f' ({gate['note']})' if gate['note'] else ''}; no method was run, see `slugbench doctor {gate['task']}`."
-            )
+            raise GateError(f"gate {_gate(gate)} failed before any method ran; see `slugbench doctor {gate['task']}`.")
+
+
+def _gate(gate: dict[str, Any]) -> str:
+    """`'name' of task: value (limit; note)`."""
+    value = "no value" if gate["value"] is None else f"{gate['value']:.4g}"
+    note = f"; {gate['note']}" if gate["note"] else ""
+    return f"'{gate['name']}' of {gate['task']}: {value} (allowed: {gate['limit']}{note})"
 
 
 def _by_task(cells: Sequence[Cell]) -> list[tuple[str, dict[str, Any], list[str], list[int]]]:
@@ -470,7 +494,14 @@ def _progress(total: int) -> Iterator[Any]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("cells"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         bar = progress.add_task("cells", total=total)
 
@@ -496,9 +527,9 @@ def _conclude(arguments: argparse.Namespace, store: Store, cells: Sequence[Cell]
         print(f"nothing to do; the report is in {folder}")
     counts = Counter((store.finished(cell) or {"status": "missing"})["status"] for cell in cells)
     print(", ".join(f"{n} {name}" for name, n in counts.items()))
-    if any(not gate["ok"] for gate in store.run.get("gates", [])):
-        failed = next(gate for gate in store.run["gates"] if not gate["ok"])
-        print(f"slugbench: gate '{failed['name']}' failed: {failed['value']}, allowed is {failed['limit']}", file=sys.stderr)
+    failed = [gate for gate in store.run.get("gates", []) if not gate["ok"]]
+    if failed:
+        print(f"slugbench: gate {_gate(failed[0])} failed after the run.", file=sys.stderr)
         return EXIT_GATE
     return 0 if set(counts) <= {"ok", "skipped"} else EXIT_NOT_ALL_OK
 
@@ -520,7 +551,9 @@ def status(arguments: argparse.Namespace) -> int:
     for record in found:
         if record["error"]:
             facts = record["facts"]
-            print(f"  {record['status']:<8} {facts['task']} {facts['request']} b{facts['base_seed']} {facts['method']}: {record['error']}")
+            print(
+                f"  {record['status']:<8} {facts['task']} {facts['request']} b{facts['base_seed']} {facts['method']}: {record['error']}"
+            )
     return 0
 
 
@@ -564,7 +597,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         print(f"{name}:")
         for wanted in task.wanted():
             missing |= not wanted.found
-            print(f"  {'found  ' if wanted.found else 'MISSING'} {wanted.path}{f': {wanted.note}' if wanted.note else ''}")
+            print(f"  {'found  ' if wanted.found else 'MISSING'} {wanted.path}: {wanted.note}")
     if missing:
         return UsageError.exit_code
     return _doctor_gates(specs[0].name, specs[0].params, tasks[specs[0].name], arguments) if arguments.task else 0
@@ -574,13 +607,17 @@ def _doctor_gates(name: str, params: dict[str, str], task: Any, arguments: argpa
     from . import runner
     from .isolate import Limits
 
-    settings = runner.Settings(Limits(3600, int(16e9)), plugins=tuple(_absolute(arguments.plugin)), preload=("torch", *task.preload))
+    settings = runner.Settings(
+        Limits(3600, int(16e9)), plugins=tuple(_absolute(arguments.plugin)), preload=("torch", *task.preload)
+    )
     requests = [request.id for request in task.requests() if request.pool != "sealed"]
     with tempfile.TemporaryDirectory() as folder:
         gates = runner.gates(name, params, requests, task.base_seeds, settings=settings, folder=Path(folder))
     for gate in gates:
         value = "-" if gate.value is None else f"{gate.value:.4g}"
-        print(f"  {'passed' if gate.ok else 'FAILED'} {gate.name}: {value} ({gate.limit}){f'; {gate.note}' if gate.note else ''}")
+        print(
+            f"  {'passed' if gate.ok else 'FAILED'} {gate.name}: {value} ({gate.limit}){f'; {gate.note}' if gate.note else ''}"
+        )
     return 0 if all(gate.ok for gate in gates) else EXIT_GATE
 
 

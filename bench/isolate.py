@@ -63,7 +63,9 @@ def resume() -> None:
     _STOP.clear()
 
 
-def run(function: str, payload: Mapping[str, Any], *, log: Path, limits: Limits, environment: Mapping[str, str] | None = None) -> Ended:
+def run(
+    function: str, payload: Mapping[str, Any], *, log: Path, limits: Limits, environment: Mapping[str, str] | None = None
+) -> Ended:
     """Call `function(payload)` in a process of its own and wait for its end.
 
     Args:
@@ -79,7 +81,9 @@ def run(function: str, payload: Mapping[str, Any], *, log: Path, limits: Limits,
     reader, alive = multiprocessing.Pipe(duplex=False)  # the child sees this process's death as the pipe's end
     with contextlib.ExitStack() as stack:
         stack.callback(alive.close)
-        process = _context().Process(target=_enter, args=(function, dict(payload), str(log), dict(environment or {}), reader))
+        process = _context().Process(
+            target=_enter, args=(function, dict(payload), str(log), dict(environment or {}), reader)
+        )
         with _START:
             process.start()
         reader.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,10 +112,11 @@ class Meter:
 
     device: Device
     budget: Budget
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: Counter[str] = field(default_factory=Counter)
     phase: str = "apply"
     since: float | None = None
+    energy: float | None = None
 
     # ------------------------------------------------------------ clock
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 import tomllib
@@ -98,7 +97,9 @@ def load_suite(name: str) -> Suite:
     if not name.endswith(".toml"):
         if name not in suite_names():
             known = ", ".join(suite_names())
-            raise UsageError(f"there is no suite '{name}'{did_you_mean(name, suite_names())}; there is {known}, or give a .toml file.")
+            raise UsageError(
+                f"there is no suite '{name}'{did_you_mean(name, suite_names())}; there is {known}, or give a .toml file."
+            )
         return _parse_suite((resources.files(__package__) / "suites" / f"{name}.toml").read_text(), name)
     try:
         text = Path(name).read_text()
@@ -161,17 +162,18 @@ def expand(suite: Suite, *, device: str) -> list[Cell]:
 def select(name: str, task: Task, wanted: int | Mapping[str, int | Sequence[str]] | None) -> list[Listed]:
     """The requests a suite asks of a task: the first ones of its test pool, all of them, or those named."""
     listed = task.requests()
-    if isinstance(wanted, Mapping):
-        wanted = wanted.get(name)
-    if wanted is None or isinstance(wanted, int):
+    mine = wanted.get(name) if isinstance(wanted, Mapping) else wanted
+    if mine is None or isinstance(mine, int):
         tested = [request for request in listed if request.pool == REPORTED_POOL]
-        if wanted is not None and not 1 <= wanted <= len(tested):
-            raise UsageError(f"requests = {wanted} for task '{name}', which has 1 to {len(tested)} test requests.")
-        return tested[:wanted]
+        if mine is not None and not 1 <= mine <= len(tested):
+            raise UsageError(f"requests = {mine} for task '{name}', which has 1 to {len(tested)} test requests.")
+        return tested[:mine]
     by_id = {request.id: request for request in listed}
-    for unknown in (id for id in wanted if id not in by_id):
-        raise UsageError(f"task '{name}' has no request '{unknown}'{did_you_mean(unknown, by_id)}; it has {', '.join(by_id)}.")
-    return [by_id[id] for id in dict.fromkeys(wanted)]
+    for unknown in (id for id in mine if id not in by_id):
+        raise UsageError(
+            f"task '{name}' has no request '{unknown}'{did_you_mean(unknown, by_id)}; it has {', '.join(by_id)}."
+        )
+    return [by_id[id] for id in dict.fromkeys(mine)]
 
 
 def _metric_specs(suite: Suite) -> list[str]:
@@ -247,6 +249,8 @@ def preloads(cells: Iterable[Cell]) -> list[str]:
     metrics of these cells name in a class attribute `preload`."""
     used: dict[tuple[Kind, str], None] = {}
     for cell in cells:
-        used |= dict.fromkeys([("task", cell.task), ("method", cell.method), *(("metric", judge.name) for judge in cell.judges)])
+        used |= dict.fromkeys(
+            [("task", cell.task), ("method", cell.method), *(("metric", judge.name) for judge in cell.judges)]
+        )
     wanted = [module for kind, name in used for module in getattr(REGISTRY.get(kind, name).cls, "preload", ())]
     return list(dict.fromkeys(["torch", *wanted]))

@@ -17,7 +17,18 @@ from typing import Any
 
 from .artifacts import digest, file_digest
 
-LIBRARIES = ("slugbench", "torch", "torchvision", "open_clip_torch", "diffusers", "transformers", "scikit-learn", "numpy", "scipy", "pandas")
+LIBRARIES = (
+    "slugbench",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "diffusers",
+    "transformers",
+    "scikit-learn",
+    "numpy",
+    "scipy",
+    "pandas",
+)
 RESULT_VERSION = 1
 """Part of every cell's key: raised when the harness changes what a result means."""
 KEYED = ("torch", "open_clip_torch", "diffusers")
@@ -99,7 +110,9 @@ def revision() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout
 
     try:
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")

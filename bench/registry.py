@@ -122,7 +122,9 @@ class Registry:
             return pydantic.TypeAdapter(hint).validate_python(_null(value))
         except pydantic.ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise UsageError(f"{entry.kind} '{entry.name}' cannot take {key}={value}: {reason[0].lower()}{reason[1:]}.") from error
+            raise UsageError(
+                f"{entry.kind} '{entry.name}' cannot take {key}={value}: {reason[0].lower()}{reason[1:]}."
+            ) from error
 
     # ------------------------------------------------------------ sources
 
@@ -131,12 +133,12 @@ class Registry:
         for folder in (FOLDERS[kind] for kind in kinds):
             package = importlib.import_module(f"{PACKAGE}.{folder}")
             for info in pkgutil.iter_modules(package.__path__):
-                self._guard(f"{PACKAGE}.{folder}.{info.name}", lambda name: importlib.import_module(name))
+                self._guard(f"{PACKAGE}.{folder}.{info.name}", importlib.import_module)
 
     def load_entry_points(self) -> None:
         """Import what installed packages name under the entry-point group `slugbench`."""
         for point in importlib.metadata.entry_points(group=PACKAGE):
-            self._guard(point.value, lambda _, point=point: point.load())
+            self._guard(point.value, lambda _: point.load())  # noqa: B023 - called at once
 
     def load_plugin(self, where: str) -> None:
         """Import a plug-in by file or by module name.
@@ -233,7 +235,9 @@ def _check_definition(kind: Kind, name: str, cls: type, arguments: tuple[str, ..
         raise UsageError(f"'{name}' is no {kind} name; use lower-case letters, digits and underscores.")
     params = getattr(cls, "__dataclass_params__", None)
     if params is None or not params.frozen:
-        raise UsageError(f"{kind} '{name}' ({cls.__qualname__}) must be a frozen dataclass; put @dataclass(frozen=True) under @{kind}.")
+        raise UsageError(
+            f"{kind} '{name}' ({cls.__qualname__}) must be a frozen dataclass; put @dataclass(frozen=True) under @{kind}."
+        )
     if arguments is None:
         return
     given = tuple(inspect.signature(cls.__call__).parameters)[1:] if "__call__" in vars(cls) else None

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ class Finished(NamedTuple):
     scratch: Path
 
 
-def run(jobs: Sequence[Job], settings: Settings) -> Iterator[Finished]:
+def run(jobs: Sequence[Job], settings: Settings) -> Generator[Finished, None, None]:
     """Run jobs, `settings.jobs` at a time, and yield each as it ends.
 
     Closing the generator, or an exception in it, kills the cells that run.
@@ -91,7 +91,9 @@ def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
     with _accelerator(job.cell.device) as environment:
         function = "measure" if job.known is None else "rejudge"
         payload = _payload(job, settings, concurrent)
-        ended = isolate.run(f"slugbench.bench.cell:{function}", payload, log=log, limits=settings.limits, environment=environment)
+        ended = isolate.run(
+            f"slugbench.bench.cell:{function}", payload, log=log, limits=settings.limits, environment=environment
+        )
     if ended.how == "stopped":
         return None
     result = _result(ended, job, settings.limits)
@@ -114,7 +116,15 @@ def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
     return Finished(job.cell, record, job.scratch)
 
 
-def gates(task: str, params: Mapping[str, Any], requests: Sequence[str], base_seeds: Sequence[int], *, settings: Settings, folder: Path) -> list[Gate]:
+def gates(
+    task: str,
+    params: Mapping[str, Any],
+    requests: Sequence[str],
+    base_seeds: Sequence[int],
+    *,
+    settings: Settings,
+    folder: Path,
+) -> list[Gate]:
     """Evaluate a task's acceptance gates in a process of their own.
 
     Raises:
@@ -156,7 +166,19 @@ def _payload(job: Job, settings: Settings, concurrent: bool) -> dict[str, Any]:
 
 def _facts(cell: Cell) -> dict[str, Any]:
     """What a cell is, as plain data."""
-    names = ("task", "task_params", "request", "targets", "pool", "base_seed", "method", "method_params", "method_seed", "threads", "device")
+    names = (
+        "task",
+        "task_params",
+        "request",
+        "targets",
+        "pool",
+        "base_seed",
+        "method",
+        "method_params",
+        "method_seed",
+        "threads",
+        "device",
+    )
     return {name: getattr(cell, name) for name in names}
 
 
@@ -178,7 +200,10 @@ def _verdict(ended: Ended, limits: Limits, scratch: Path) -> dict[str, str]:
         return {"status": "timeout", "error": f"Timeout: killed after the limit of {limits.seconds:g} s"}
     if ended.how == "memory":
         used = f"{ended.peak_bytes / 1e9:.2f} GB"
-        return {"status": "oom", "error": f"MemoryLimit: its processes held {used} (PSS); the limit is {limits.bytes / 1e9:g} GB"}
+        return {
+            "status": "oom",
+            "error": f"MemoryLimit: its processes held {used} (PSS); the limit is {limits.bytes / 1e9:g} GB",
+        }
     if ended.how == "signal":
         return {"status": "crashed", "error": f"Crash: ended by {signal.Signals(ended.code).name}"}
     last = (log_tail(scratch / "log.txt").splitlines() or ["no output"])[-1]
@@ -204,7 +229,10 @@ def _accelerator(device: str) -> Iterator[dict[str, str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(max(len(accelerators()), 1))))
     while True:
         for number in visible.split(","):
-            with contextlib.suppress(filelock.Timeout), filelock.FileLock(cache_dir() / f"cuda-{number}.lock").acquire(timeout=0):
+            with (
+                contextlib.suppress(filelock.Timeout),
+                filelock.FileLock(cache_dir() / f"cuda-{number}.lock").acquire(timeout=0),
+            ):
                 yield {**environment, "CUDA_VISIBLE_DEVICES": number}
                 return
         time.sleep(0.2)

@@ -96,7 +96,9 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise UsageError(f"another slugbench run is writing to {self.folder}; wait for it or choose another --out.") from None
+            raise UsageError(
+                f"another slugbench run is writing to {self.folder}; wait for it or choose another --out."
+            ) from None
         return lock
 
     # ------------------------------------------------------------ cells
@@ -181,9 +183,13 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         run = json.loads((folder / "run.json").read_text())
         run["suite"]["name"], run["settings"]
     except FileNotFoundError:
-        raise UsageError(f"{folder} is no run of slugbench: it has no run.json; give a folder that `slugbench run --out` made.") from None
+        raise UsageError(
+            f"{folder} is no run of slugbench: it has no run.json; give a folder that `slugbench run --out` made."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / 'run.json'} cannot be read ({type(error).__name__}: {error}); restore it or remove the folder.") from error
+        raise UsageError(
+            f"{folder / 'run.json'} cannot be read ({type(error).__name__}: {error}); restore it or remove the folder."
+        ) from error
     return run
 
 
