@@ -214,6 +214,7 @@ def _label(figure: Figure, ax: Axes, spots: Sequence[_Spot]) -> None:
     points = [ax.transData.transform((s.x.value, s.y.value)) for s in spots]
     taken = [(x - 6 * scale, y - 6 * scale, x + 6 * scale, y + 6 * scale) for x, y in points]
     taken += [bar for spot in spots for bar in _bars(ax, spot)]
+    taken += [text.get_window_extent(renderer).extents for text in ax.texts]
     inside = ax.get_window_extent(renderer)
     frame = (inside.x0, inside.y0, inside.x1, inside.y1)
     for spot, at in sorted(zip(spots, points, strict=True), key=lambda pair: tuple(pair[1])):

@@ -140,6 +140,17 @@ class Board:
         """The columns that are costs."""
         return [c for c in self.columns if c.is_cost]
 
+    def leaks(self) -> list[str]:
+        """The names of the metrics on membership and on the distance to the oracles."""
+        return [c.name for c in self.columns if about(c.name).kind in {"privacy", "distance"}]
+
+    def images(self, method: str, metric: str) -> str:
+        """How many images a method's value of a metric rests on, summed over cells, and in how many concepts."""
+        mine = self.rows[(self.rows["label"] == method) & (self.rows["metric"] == metric) & self.rows["value"].notna()]
+        if not len(mine) or mine["n_images"].isna().any():
+            return "—"
+        return f"{mine['n_images'].sum():,.0f}"
+
 
 # ---------------------------------------------------------------- making boards
 
