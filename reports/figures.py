@@ -117,7 +117,7 @@ def profile(board: Board) -> Figure | None:
     with _style():
         across = min(5, len(columns))
         down = -(-len(columns) // across)
-        figure, _ = _figure(2.0 * across + 1.3, down * (0.26 * len(lines) + 0.95), axes=False)
+        figure, _ = _figure(2.25 * across + 1.3, down * (0.26 * len(lines) + 0.95), axes=False)
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         look = looks(board.lines)
         for ax, column in zip(grid.flat, columns, strict=False):
@@ -327,7 +327,8 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"'DejaVu Sans'(?:, [^;\"]*)?", "var(--sans)", text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img" style="width:100%;height:auto">', text, count=1)
+    opening = rf'<svg viewBox="\1" role="img" style="width:100%;max-width:{figure.get_figwidth():.2f}in;height:auto">'
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', opening, text, count=1)
     for color, variable in ((INK, "--ink"), (MUTED, "--muted"), (FAINT, "--faint"), (PAPER, "--paper")):
         text = text.replace(color, f"var({variable})")
     return text.replace("xlink:href", "href")

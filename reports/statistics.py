@@ -30,7 +30,8 @@ class Estimate(NamedTuple):
     cells' own intervals, or of their values: too few requests for an interval, or gaps in the table), `cell` (the 95 % interval of the only cell, over its images and concepts), or `none`."""
     n_requests: int
     n_base_seeds: int
-    n_cells: int
+    n_values: int
+    """Cells that have a value."""
 
 
 def estimate(cells: pd.DataFrame, *, center: Literal["mean", "median"] = "mean") -> Estimate:

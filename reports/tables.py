@@ -68,7 +68,7 @@ class Line:
     n_ok: int
     n_cells: int
     """Cells asked for: finished, unfinished, and those of this board's requests and base seeds that were not run."""
-    entries: Mapping[str, Entry]
+    entries: dict[str, Entry]
     distance: Estimate | None = None
     """Mean distance to the oracle over the board's axes: the order of the board."""
     ranks: tuple[int, int] | None = None
@@ -161,7 +161,7 @@ def boards(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Board
     if not len(rows):
         return []
     made = []
-    for _, part in rows.groupby(BOARD, sort=True):
+    for _, part in rows.groupby(BOARD, sort=True, dropna=False):
         made.append(_board(part, rows[rows["task"] == part["task"].iloc[0]]))
     return sorted(made, key=lambda b: (b.task, b.params, b.device, b.pool != "test", b.pool, not b.joint))
 
@@ -190,7 +190,11 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
     columns = _columns(rows)
     axes = _axes(rows, columns)
     notes = _Notes()
-    lines = [_line(label, part, rows, columns, axes, notes) for label, part in rows.groupby("label", sort=True)]
+    parts = {str(label): part for label, part in rows.groupby("label", sort=True)}
+    lines = [_line(label, part, rows, axes, notes) for label, part in parts.items()]
+    for column in columns:  # column by column, so that notes come in the order in which a table is read
+        for line in lines:
+            line.entries[column.name] = _entry(line, parts[line.method], column, notes)
     ranked, unranked = _ordered(lines, rows, axes)
     _note_doubles(rows, notes)
     return Board(
@@ -243,13 +247,13 @@ def _axes(rows: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(m for m in (forget, retain, privacy) if m))
 
 
-def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, columns: Sequence[Column], axes: Sequence[str], notes: _Notes) -> Line:
+def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[str], notes: _Notes) -> Line:
+    """A method's line, its entries still to be filled in."""
     cells = part.drop_duplicates("cell")
     absent = _pairs(board) - _pairs(cells)
     n_ok, n_cells = int(cells["status"].eq("ok").sum()), len(cells) + len(absent)
     if n_ok < n_cells:
         notes.unfinished(label, cells, absent, n_ok, n_cells)
-    entries = {c.name: _entry(label, part, c, n_ok, n_cells, notes) for c in columns}
     distances = distance_per_cell(part, axes)
     complete = n_ok == n_cells and distances["value"].notna().all() and len(distances) == n_cells
     failures = cells["failure"].dropna().value_counts().sort_index()
@@ -258,27 +262,28 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, columns: Sequence
         control=bool(part["control"].iloc[0]),
         n_ok=n_ok,
         n_cells=n_cells,
-        entries=entries,
+        entries={},
         distance=estimate(distances) if complete and axes else None,
         failures={str(k): int(v) for k, v in failures.items()},
     )
 
 
-def _entry(label: str, part: pd.DataFrame, column: Column, n_ok: int, n_cells: int, notes: _Notes) -> Entry:
+def _entry(line: Line, part: pd.DataFrame, column: Column, notes: _Notes) -> Entry:
     mine = part[part["metric"] == column.name]
     got = mine[mine["value"].notna()]
     result = estimate(mine, center="median" if column.is_cost else "mean")
     marks: list[str] = []
-    if n_ok < n_cells:
+    n_ok = line.n_ok
+    if not line.complete:
         marks += [INCOMPLETE] if len(got) else []
         result = result._replace(low=None, high=None, spread="none")
     if len(got) < n_ok:
         why = sorted(set(mine.loc[mine["value"].isna(), "note"].dropna())) or [f"{column.name} was not reported"]
-        share = "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells of {label}, left out of its mean"
+        share = "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells of {line.method}, left out of its mean"
         marks += [notes.add(f"{reason}{share}.".replace("..", ".")) for reason in why]
         result = result._replace(low=None, high=None, spread="none") if share else result
     elif len(got) and column.name.startswith("t_") and got["concurrent"].astype(bool).any():
-        marks.append(notes.add("Measured beside other cells (`--jobs` above 1), so slower than alone."))
+        marks.append(notes.add("Measured while other cells ran beside it, so slower than alone."))
     gaps = (got["value"] - got["oracle_mean"]).dropna()
     return Entry(result, float(gaps.mean()) if len(gaps) else None, tuple(marks))
 
@@ -408,6 +413,13 @@ def _row_text(row: Any, column: Column) -> str:
     return f"{value} [{number(row.ci_low, column.name, column.unit)}, {number(row.ci_high, column.name, column.unit)}]"
 
 
+def split(board: Board, metrics: Sequence[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`wide` in two: methods and controls."""
+    table = wide(board, metrics)
+    n = len(board.ranked) + len(board.unranked)
+    return table.iloc[:n], table.iloc[n:].drop(columns="rank")
+
+
 def troubled(frame: pd.DataFrame) -> pd.DataFrame:
     """The cells that did not finish `ok`, one row each."""
     cells = normalised(frame).drop_duplicates("cell")
@@ -426,8 +438,8 @@ def entry_text(entry: Entry, column: Column) -> str:
 
 
 def spread_text(e: Estimate, metric: str = "", unit: str | None = None) -> str:
-    """` [low, high]` for an interval, ` (low..high)` for a range, nothing where there is neither."""
-    if e.spread == "none":
+    """` [low, high]` for an interval, ` (low..high)` for a range, nothing where there is neither, or all are equal."""
+    if e.spread == "none" or e.low == e.high:
         return ""
     low, high = number(e.low, metric, unit), number(e.high, metric, unit)
     return f" ({low}..{high})" if e.spread == "range" else f" [{low}, {high}]"
@@ -466,14 +478,14 @@ def _order_sentence(axes: Sequence[str], ranked: Sequence[Line]) -> str:
 
 def _few(rows: pd.DataFrame) -> str:
     n, seeds = rows["request"].nunique(), rows["base_seed"].nunique()
-    base = "one base model, so nothing is said about other base models" if seeds == 1 else f"{seeds} base models"
+    base = "one base model (nothing is said about others)" if seeds == 1 else f"{seeds} base models"
     if n >= MIN_REQUESTS:
-        return f"[low, high] is a 95 % bootstrap interval over {n} requests and {base}."
+        return f"Brackets are 95 % bootstrap intervals over {n} requests and {base}; parentheses the lowest and highest cell."
     if n == 1:
-        return f"One request, {base}: [low, high] is that cell's own 95 % interval over its images and concepts; it says nothing about other requests."
+        return f"One request, {base}: brackets are the cell's own 95 % interval over its images and concepts, parentheses span those of several cells; neither says anything about other requests."
     return (
-        f"{n} requests and {base}: too few for an interval over requests (6 are needed), so (low..high) only spans the cells' own 95 % "
-        "intervals, or their values. Differences between methods that lie within it are not resolvable here."
+        f"{n} requests, {base}: too few for intervals over requests ({MIN_REQUESTS} are needed). Parentheses span the cells' own "
+        "95 % intervals, or their values; differences within them are not resolved."
     )
 
 

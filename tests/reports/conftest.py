@@ -1,6 +1,7 @@
 """A made-up run: two tasks, controls, a timeout, a skip, null values; plausible, and the same every time."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def _values(known, scores, oracle, joint, rng):
         value = float(np.clip(score + rng.normal(0, 0.015), -1 if name == "near_gap" else 0, 1))
         half = 0.06 if name in {"fa@1", "fa@5", "acc_forget"} else 0.02
         facts |= {"value": value, "ci_low": max(value - half, -0.2 if name == "near_gap" else 0), "ci_high": min(value + half, 1)}
-        values.append(facts | {"oracle_mean": reference + float(rng.normal(0, 0.004)), "oracle_sd": 0.012})
+        values.append(facts | {"oracle_mean": reference + abs(float(rng.normal(0, 0.004))), "oracle_sd": 0.012})
     return values
 
 
@@ -100,6 +101,12 @@ def _costs(method, rng):
     units = {"t": "s", "p": "B", "b": "B", "n": ""}
     rows = [{"metric": k, "value": float(v), "unit": units[k[0]], "better": "lower"} for k, v in costs.items()]
     return [*rows, {"metric": "peak_device_bytes", "unit": "B", "better": "lower", "note": "no accelerator: ran on the CPU"}]
+
+
+@pytest.fixture(scope="session")
+def made():
+    """The makers, for tests that want rows of their own."""
+    return SimpleNamespace(cells=cells, table=table, plausible=plausible, EVIL=EVIL)
 
 
 @pytest.fixture(scope="session")
