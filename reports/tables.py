@@ -295,17 +295,14 @@ def distance_per_cell(part: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     `lower` the other way round. NaN where a cell lacks one of the axes.
     """
     rows = part[part["metric"].isin(list(axes))]
-    if not len(rows):
-        return pd.DataFrame(columns=["request", "base_seed", "value", "ci_low", "ci_high"], dtype=float)
-    gap = rows["value"] - rows["oracle_mean"]
+    gap = (rows["value"] - rows["oracle_mean"]).to_numpy(float)
     better = rows["better"].to_numpy()
-    away = np.where(better == "higher", (-gap).clip(lower=0), np.where(better == "lower", gap.clip(lower=0), gap.abs()))
-    cells = rows.assign(value=away)[["cell", "request", "base_seed", "method_seed", "metric", "value"]]
-    keys = ["cell", "request", "base_seed", "method_seed"]
-    wide = cells.pivot_table(index=keys, columns="metric", values="value", dropna=False, observed=True)
-    wide = wide.reindex(columns=list(axes)).dropna(how="all")
-    means = wide.mean(axis=1, skipna=False).rename("value").reset_index()
-    return means.assign(ci_low=np.nan, ci_high=np.nan)
+    away = np.where(better == "higher", np.maximum(-gap, 0), np.where(better == "lower", np.maximum(gap, 0), np.abs(gap)))
+    place, cells = pd.factorize(rows["cell"])
+    table = np.full((len(cells), len(axes)), np.nan)
+    table[place, [list(axes).index(m) for m in rows["metric"]]] = away
+    found = rows.drop_duplicates("cell")[["cell", "request", "base_seed", "method_seed"]]
+    return found.assign(value=table.mean(axis=1) if len(axes) else np.nan, ci_low=np.nan, ci_high=np.nan)
 
 
 def _ordered(lines: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> tuple[list[Line], list[Line]]:
@@ -313,7 +310,7 @@ def _ordered(lines: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> 
     methods = [line for line in lines if not line.control]
     ranked = sorted((x for x in methods if x.distance is not None), key=lambda x: (x.distance.value, x.method))  # type: ignore[union-attr]
     unranked = sorted((x for x in methods if x.distance is None), key=lambda x: (not x.complete, x.method))
-    tables = {x.method: by_request(distance_per_cell(rows[rows["label"] == x.method], axes), "value") for x in ranked}
+    tables = {x.method: by_request(distance_per_cell(rows[rows["label"] == x.method], axes)) for x in ranked}
     ranges = rank_ranges(tables)
     return [replace(x, ranks=ranges[x.method]) for x in ranked], unranked
 
@@ -346,7 +343,7 @@ def _front(ranked: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> t
     for line in ranked:
         mine = rows[rows["label"] == line.method]
         time = line.entries["t_total"].estimate.value if "t_total" in line.entries else None
-        axis = [float(by_request(distance_per_cell(mine, [a]), "value").mean(axis=1).mean()) for a in axes]
+        axis = [float(by_request(distance_per_cell(mine, [a])).mean(axis=1).mean()) for a in axes]
         points[line.method] = np.array([*axis, time if time is not None else 0.0])
 
     def beaten(m: str) -> bool:
