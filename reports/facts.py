@@ -69,7 +69,7 @@ def gates(runs: Runs) -> list[dict[str, Any]]:
         for gate in run.get("gates") or ():
             value = gate.get("value")
             text = number(float(value)) if isinstance(value, int | float) else "—"
-            line = {k: str(gate.get(k) or "") for k in ("task", "when", "name", "limit", "note")}
+            line: dict[str, Any] = {k: str(gate.get(k) or "") for k in ("task", "when", "name", "limit", "note")}
             line |= {"ok": bool(gate.get("ok")), "value": text}
             found.setdefault(tuple(map(str, line.values())), line)
     return list(found.values())
@@ -81,7 +81,7 @@ def origins(frame: pd.DataFrame, runs: Runs) -> list[Origin]:
     for run in runs:
         known |= run.get("provenance") or {}
     used = frame.drop_duplicates("cell")["provenance"].dropna().value_counts().sort_index()
-    return [Origin(str(d), int(n), tuple(_flat(known.get(d) or {}))) for d, n in used.items()]
+    return [Origin(str(d), int(n), tuple(_flat(known.get(str(d)) or {}))) for d, n in used.items()]
 
 
 def commands(frame: pd.DataFrame, runs: Runs) -> list[str]:

@@ -14,11 +14,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from slugbench.bench import report
 
-from .glossary import about, number, unit_of
+from .glossary import about, unit_of
 from .statistics import Estimate
 from .tables import Board, Column, Line, boards
 
@@ -182,16 +183,20 @@ def _points(
     return spots
 
 
-def _mark(ax: Axes, at: tuple[float, float], look: Look, spreads: tuple[Estimate | None, Estimate | None], *, hollow: bool) -> None:
+def _mark(
+    ax: Axes, at: tuple[float, float], look: Look, spreads: tuple[Estimate | None, Estimate | None], *, hollow: bool
+) -> None:
     """A point with its bars; thin bars for ranges, which are no intervals; hollow for what is not ordered."""
     for spread, axis in zip(spreads, ("xerr", "yerr"), strict=True):
         if spread is None or spread.low is None or spread.high is None or spread.value is None:
             continue
-        reach = [[max(spread.value - spread.low, 0)], [max(spread.high - spread.value, 0)]]
+        reach: Any = {axis: [[max(spread.value - spread.low, 0)], [max(spread.high - spread.value, 0)]]}
         thick = 0.8 if spread.spread == "range" else 1.6
-        ax.errorbar(*at, **{axis: reach}, fmt="none", ecolor=look.color, elinewidth=thick, alpha=0.75, zorder=3)
+        ax.errorbar(*at, **reach, fmt="none", ecolor=look.color, elinewidth=thick, alpha=0.75, zorder=3)
     face = PAPER if hollow and look.marker != "*" else look.color
-    ax.plot(*at, look.marker, ms=look.size, mfc=face, mec=look.color if hollow else PAPER, mew=1.2 if hollow else 0.8, zorder=4)
+    ax.plot(
+        *at, look.marker, ms=look.size, mfc=face, mec=look.color if hollow else PAPER, mew=1.2 if hollow else 0.8, zorder=4
+    )
 
 
 def _cross(ax: Axes, x: Column, y: Column) -> None:
@@ -211,14 +216,14 @@ def _label(figure: Figure, ax: Axes, spots: Sequence[_Spot]) -> None:
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # the Agg canvas has one
     figure.draw_without_rendering()
     scale = figure.dpi / 72
-    points = [ax.transData.transform((s.x.value, s.y.value)) for s in spots]
+    points: list[Any] = [ax.transData.transform(np.array([s.x.value, s.y.value], dtype=float)) for s in spots]
     taken = [(x - 6 * scale, y - 6 * scale, x + 6 * scale, y + 6 * scale) for x, y in points]
     taken += [bar for spot in spots for bar in _bars(ax, spot)]
     taken += [text.get_window_extent(renderer).extents for text in ax.texts]
     inside = ax.get_window_extent(renderer)
     frame = (inside.x0, inside.y0, inside.x1, inside.y1)
     for spot, at in sorted(zip(spots, points, strict=True), key=lambda pair: tuple(pair[1])):
-        where = {"xy": (spot.x.value, spot.y.value), "textcoords": "offset points"}
+        where: Any = {"xy": (spot.x.value, spot.y.value), "textcoords": "offset points"}
         text = ax.annotate(spot.text, xytext=(0, 0), fontsize=9, color=spot.color, zorder=5, **where)
         text.set_in_layout(False)
         size = text.get_window_extent(renderer)
@@ -237,7 +242,7 @@ def _bars(ax: Axes, spot: _Spot) -> Iterator[tuple[float, float, float, float]]:
     x, y = spot.x, spot.y
     for ends in ([(x.low, y.value), (x.high, y.value)], [(x.value, y.low), (x.value, y.high)]):
         if all(v is not None for end in ends for v in end):
-            (x0, y0), (x1, y1) = ax.transData.transform(ends)
+            (x0, y0), (x1, y1) = ax.transData.transform(np.array(ends, dtype=float))
             yield x0 - 1, y0 - 2, x1 + 1, y1 + 2
 
 
@@ -252,7 +257,9 @@ def _places(width: float, height: float) -> Iterator[tuple[float, float, int]]:
             yield -width / 2, up, ring
 
 
-def _box(place: tuple[float, float, int], at: tuple[float, float], size: Any, scale: float) -> tuple[float, float, float, float]:
+def _box(
+    place: tuple[float, float, int], at: tuple[float, float], size: Any, scale: float
+) -> tuple[float, float, float, float]:
     left, bottom = at[0] + place[0] * scale, at[1] + place[1] * scale
     return left, bottom, left + size.width, bottom + size.height
 
@@ -275,11 +282,11 @@ def _axis_label(column: Column) -> str:
     return f"{name} ({words.get(column.better, '')})"
 
 
-def _plain(value: float, _: int) -> str:
+def _plain(value: float, _: float) -> str:
     return f"{value:g}"
 
 
-def _few_minor(value: float, _: int) -> str:
+def _few_minor(value: float, _: float) -> str:
     """Between powers of ten only 2 and 5 are written."""
     return f"{value:g}" if f"{value:e}"[0] in "25" and f"{value:.0e}"[0] in "25" else ""
 
@@ -289,12 +296,34 @@ def _style() -> Iterator[None]:
     import matplotlib
     import seaborn as sns
 
-    quiet = {"axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK}
-    sizes = {"axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8.5, "font.size": 9}
+    quiet: dict[str, Any] = {
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    sizes: dict[str, Any] = {
+        "axes.titlesize": 10,
+        "axes.labelsize": 9,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8.5,
+        "font.size": 9,
+    }
     sizes |= {"axes.titlelocation": "left", "axes.titleweight": "bold", "axes.linewidth": 0.8}
-    quiet |= {"xtick.major.width": 0.8, "ytick.major.width": 0.8, "xtick.minor.width": 0.5, "figure.facecolor": PAPER, "axes.facecolor": PAPER}
-    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}  # ships with matplotlib: the same everywhere
-    with matplotlib.rc_context({**sns.axes_style("ticks"), **quiet, **sizes, **fonts}):
+    quiet |= {
+        "xtick.major.width": 0.8,
+        "ytick.major.width": 0.8,
+        "xtick.minor.width": 0.5,
+        "figure.facecolor": PAPER,
+        "axes.facecolor": PAPER,
+    }
+    fonts: dict[str, Any] = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+    }  # ships with matplotlib: the same everywhere
+    style: Any = {**sns.axes_style("ticks"), **quiet, **sizes, **fonts}
+    with matplotlib.rc_context(style):
         yield
 
 

@@ -34,9 +34,13 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         frame = pd.read_parquet(table)
     except (ValueError, OSError) as error:  # pyarrow's and json's errors are ValueErrors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{folder} cannot be read as a run ({reason}); finish or repeat `slugbench run --out {folder}`.") from error
+        raise UsageError(
+            f"{folder} cannot be read as a run ({reason}); finish or repeat `slugbench run --out {folder}`."
+        ) from error
     if not isinstance(run, dict):
-        raise UsageError(f"{facts} holds a {type(run).__name__}, not the facts of a run; repeat `slugbench run --out {folder}`.")
+        raise UsageError(
+            f"{facts} holds a {type(run).__name__}, not the facts of a run; repeat `slugbench run --out {folder}`."
+        )
     _check_schema(run.get("schema", SCHEMA), str(facts))
     return normalised(frame, where=str(table)), run
 
@@ -70,7 +74,9 @@ def normalised(frame: pd.DataFrame, *, where: str = "the table") -> pd.DataFrame
     """
     wanted, given = list(Row.columns()), list(frame.columns)
     if missing := [c for c in wanted if c not in given]:
-        raise UsageError(f"{where} lacks the columns {', '.join(missing)}; it was not written by this version's `slugbench run`.")
+        raise UsageError(
+            f"{where} lacks the columns {', '.join(missing)}; it was not written by this version's `slugbench run`."
+        )
     frame = frame[wanted].copy()
     for schema in frame["schema"].unique():
         _check_schema(schema, where)
@@ -78,7 +84,7 @@ def normalised(frame: pd.DataFrame, *, where: str = "the table") -> pd.DataFrame
         raise UsageError(f"{where} holds the statuses {', '.join(map(str, unknown))}; there are {', '.join(STATUSES)}.")
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("float64")
-    for column in frame.columns.difference(NUMBERS):
+    for column in [c for c in wanted if c not in NUMBERS]:
         values = frame[column].astype(object)
         frame[column] = values.where(values.notna(), None)
     return frame

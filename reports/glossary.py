@@ -22,36 +22,71 @@ class About(NamedTuple):
 
 
 # The first pattern that matches the whole name wins; {} is the part in parentheses.
-KNOWN: tuple[tuple[str, About], ...] = (
-    (r"fa@(\d+)", About("forget", "forget accuracy, top {}", "Share of the targets' test images whose own name is among the {} best.")),
-    (r"acc_forget", About("forget", "accuracy on the forgotten", "Test accuracy on the classes to be forgotten.")),
-    (r"ua", About("forget", "unlearning accuracy", "Share of images asked for with the target that the classifier does not call the target.")),
-    (r"ra@(\d+)", About("retain", "retained accuracy, top {}", "The same on all other concepts, targets left out.")),
-    (r"ra_near@(\d+)", About("retain", "retained accuracy, near", "Retained accuracy on the targets' closest relatives, where damage shows first.")),
-    (r"ra_far@(\d+)", About("retain", "retained accuracy, far", "Retained accuracy on concepts unrelated to the targets.")),
-    (r"near_gap", About("retain", "extra loss on neighbours", "(far - near) after unlearning minus the same before; 0 means that relatives lost no more than others.")),
-    (r"util@(\d+)", About("retain", "other task, top {}", "Accuracy of the same model on a task that has nothing to do with the targets.")),
-    (r"acc_retain", About("retain", "accuracy on the retained", "Accuracy on the classes to be kept.")),
-    (r"acc_test", About("retain", "test accuracy", "Accuracy on test images.")),
-    (r"ira", About("retain", "in-domain retained accuracy", "Accuracy on the other concepts of the target's domain.")),
-    (r"cra(?:_\w+)?", About("retain", "cross-domain retained accuracy", "Accuracy on the concepts of the other domain.")),
-    (r"mia_sample", About("privacy", "membership attack, AUC", "How well confidence tells the targets' training images from unseen images of the same targets.")),
-    (r"mia_\w+|u_lira|rmia", About("privacy", "membership attack", "How well an attacker tells members from non-members.")),
-    (r"ks_d", About("distance", "KS distance to oracles", "Largest gap between the distribution of confidences on the forgotten and that of the oracles; beside it the distance among oracles.")),
-    (r"fq|avg_gap|tow|klom\w*|eps_i\w*", About("distance", "closeness to oracles", "How far the model's answers are from those of retrained models.")),
-    (r"t_prepare", About("cost", "preparation", "Seconds for gradients, masks or decompositions.")),
-    (r"t_search", About("cost", "search", "Seconds for choosing steps, layers and stops on the validation split.")),
-    (r"t_apply", About("cost", "editing", "Seconds for changing the weights.")),
-    (r"t_total", About("cost", "time", "Seconds in all, search included.")),
-    (r"n_forget_read", About("cost", "forget reads", "Samples read from the forget split, repetitions counted.")),
-    (r"n_retain_read", About("cost", "retain reads", "Samples read from the retain split, repetitions counted.")),
-    (r"n_evals", About("cost", "validations", "Evaluations on the validation split.")),
-    (r"peak_device_bytes", About("cost", "device memory", "Peak bytes allocated on the accelerator.")),
-    (r"peak_device_reserved_bytes", About("cost", "device memory, reserved", "Peak bytes reserved on the accelerator.")),
-    (r"peak_rss_bytes", About("cost", "host memory", "Peak resident memory of the cell's process.")),
-    (r"bytes_delta", About("cost", "size of the edit", "Smallest file that turns the original into the unlearned model.")),
-    (r"energy_j", About("cost", "energy", "Joules by the machine's counters.")),
-)  # fmt: skip
+KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
+    (
+        r"fa@(\d+)",
+        "forget",
+        "forget accuracy, top {}",
+        "Share of the targets' test images whose own name is among the {} best.",
+    ),
+    (r"acc_forget", "forget", "accuracy on the forgotten", "Test accuracy on the classes to be forgotten."),
+    (
+        r"ua",
+        "forget",
+        "unlearning accuracy",
+        "Share of images prompted with the target that the classifier does not call it.",
+    ),
+    (r"ra@(\d+)", "retain", "retained accuracy, top {}", "The same on all other concepts; the targets are left out."),
+    (r"ra_near@(\d+)", "retain", "retained accuracy, near", "On the targets' closest relatives, where damage shows first."),
+    (r"ra_far@(\d+)", "retain", "retained accuracy, far", "On concepts unrelated to the targets."),
+    (
+        r"near_gap",
+        "retain",
+        "extra loss on neighbours",
+        "(far - near) after minus before unlearning; at 0 relatives lost no more than others.",
+    ),
+    (
+        r"util@(\d+)",
+        "retain",
+        "other task, top {}",
+        "Accuracy of the same model on a task that has nothing to do with the targets.",
+    ),
+    (r"acc_retain", "retain", "accuracy on the retained", "Accuracy on the classes to be kept."),
+    (r"acc_test", "retain", "test accuracy", "Accuracy on test images."),
+    (r"ira", "retain", "in-domain retained accuracy", "Accuracy on the other concepts of the target's domain."),
+    (r"cra(?:_\w+)?", "retain", "cross-domain retained accuracy", "Accuracy on the concepts of the other domain."),
+    (
+        r"mia_sample",
+        "privacy",
+        "membership attack, AUC",
+        "How well confidence tells the targets' training images from unseen images of theirs.",
+    ),
+    (r"mia_\w+|u_lira|rmia", "privacy", "membership attack", "How well an attacker tells members from non-members."),
+    (
+        r"ks_d",
+        "distance",
+        "KS distance to oracles",
+        "Largest gap between the distributions of confidence on the forgotten; the oracle value is oracle against oracle.",
+    ),
+    (
+        r"fq|avg_gap|tow|klom\w*|eps_i\w*",
+        "distance",
+        "closeness to oracles",
+        "How far the model's answers are from those of retrained models.",
+    ),
+    (r"t_prepare", "cost", "preparation", "Seconds for gradients, masks or decompositions."),
+    (r"t_search", "cost", "search", "Seconds for choosing steps, layers and stops on the validation split."),
+    (r"t_apply", "cost", "editing", "Seconds for changing the weights."),
+    (r"t_total", "cost", "time", "Seconds in all, search included."),
+    (r"n_forget_read", "cost", "forget reads", "Samples read from the forget split, repetitions counted."),
+    (r"n_retain_read", "cost", "retain reads", "Samples read from the retain split, repetitions counted."),
+    (r"n_evals", "cost", "validations", "Evaluations on the validation split."),
+    (r"peak_device_bytes", "cost", "device memory", "Peak bytes allocated on the accelerator."),
+    (r"peak_device_reserved_bytes", "cost", "device memory, reserved", "Peak bytes reserved on the accelerator."),
+    (r"peak_rss_bytes", "cost", "host memory", "Peak resident memory of the cell's process."),
+    (r"bytes_delta", "cost", "size of the edit", "Smallest file that turns the original into the unlearned model."),
+    (r"energy_j", "cost", "energy", "Joules by the machine's counters."),
+)
 
 FORGET = ("fa@1", "acc_forget", "ua")
 RETAIN = ("ra@1", "acc_retain", "ira")
@@ -63,16 +98,16 @@ ARROW = {"higher": "↑", "lower": "↓", "oracle": "→R"}
 
 def about(metric: str) -> About:
     """The description of a metric; unknown ones come back as kind `other` without a sentence."""
-    for pattern, known in KNOWN:
+    for pattern, kind, title, text in KNOWN:
         if match := re.fullmatch(pattern, metric):
             part = match.group(1) if match.re.groups else ""
-            return About(known.kind, known.title.format(part), known.text.format(part))
+            return About(kind, title.format(part), text.format(part))
     return About("other", metric, "")
 
 
 def position(metric: str) -> tuple[int, int, str]:
     """Sort key: the order of kinds, within a kind that of `KNOWN`, then the name."""
-    listed = [i for i, (pattern, _) in enumerate(KNOWN) if re.fullmatch(pattern, metric)]
+    listed = [i for i, known in enumerate(KNOWN) if re.fullmatch(known[0], metric)]
     return ORDER.index(about(metric).kind), listed[0] if listed else len(KNOWN), metric
 
 
@@ -96,6 +131,11 @@ def number(value: float | None, metric: str = "", unit: str | None = None) -> st
     return f"{value + 0.0:.3f}" if round(value, 3) else "0.000"  # no "-0.000"
 
 
+def signed(value: float | None) -> str:
+    """A difference, with its sign unless it rounds to nothing."""
+    return number(value) if value is None or not round(value, 3) else f"{value:+.3f}"
+
+
 def unit_of(metric: str, unit: str | None) -> str:
     """The unit to print in a header; bytes carry theirs with each number."""
     if is_bytes(metric, unit):
@@ -111,10 +151,7 @@ def _digits(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    for name in ("B", "kB", "MB"):
-        if abs(value) < 1000:
-            break
-        value /= 1000
-    else:
-        name = "GB"
-    return f"{value:.0f} {name}" if name == "B" else f"{_digits(value)} {name}"
+    power = min(3, max(0, math.floor(math.log10(abs(value)) / 3))) if value else 0
+    if power == 0:
+        return f"{value:.0f} B"
+    return f"{_digits(value / 1000**power)} {('kB', 'MB', 'GB')[power - 1]}"

@@ -16,8 +16,8 @@ from .frame import normalised
 from .tables import Board
 
 CAPTIONS = {
-    "trade-off": "The dotted cross is the mean oracle. Hollow marks are controls or incomplete; bars as in the table, thin where they are ranges.",
-    "quality-time": "Lower is nearer to the retrained model, left is cheaper. Time is the median and includes the search on the validation split.",
+    "trade-off": "The dotted cross is the mean oracle. Hollow marks are controls or incomplete; bars are as in the table.",
+    "quality-time": "Lower is nearer to the retrained model, left is cheaper. Time is a median and includes the search.",
     "profile": "Grey line and band: oracles, mean and one standard deviation. Dotted: chance. Small ticks: single cells.",
 }
 
@@ -52,8 +52,9 @@ def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
         counts=facts.counts(frame),
         n_cells=frame["cell"].nunique(),
         by_task=[(task, [b for b in boards if b.task == task]) for task in dict.fromkeys(b.task for b in boards)],
-        pictures=lambda board: _pictures(board),
+        pictures=_pictures,
         number=glossary.number,
+        signed=glossary.signed,
         about=glossary.about,
         tables=tables,
         anchor=figures.slug_of,

@@ -36,14 +36,19 @@ def document(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
     counts = ", ".join(f"{n} {status}" for status, n in facts.counts(frame)) or "no cells"
     parts = [
         f"# Leaderboard of the suite {escaped(facts.suites(frame, runs))}",
-        f"{facts.dates(frame)}; {counts}. ↑ higher is better, ↓ lower is better, →R nearest to the oracle (a retrained model) is best.",
+        f"{facts.dates(frame)}; {counts}. ↑ higher is better, ↓ lower is better, →R nearest to the oracle is best, "
+        "a model retrained without the forgotten data.",
     ]
     for board in boards:
         parts += _board(board)
     parts += ["## Cells that did not finish", table(tables.troubled(frame)) or "None: every cell is ok."]
     parts += ["## Acceptance gates", table(_gates(runs)) or "No gates are recorded with this run."]
     parts += ["## Metrics", table(_glossary(boards)) or "None."]
-    parts += ["## Reproduce and cite", "```\n" + "\n".join(facts.commands(frame, runs)) + "\n```", escaped(facts.citation(frame, runs))]
+    parts += [
+        "## Reproduce and cite",
+        "```\n" + "\n".join(facts.commands(frame, runs)) + "\n```",
+        escaped(facts.citation(frame, runs)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,7 +96,12 @@ def _gates(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def _glossary(boards: Sequence[Board]) -> pd.DataFrame:
     terms = [
-        {"metric": t.name, "what it is": f"{t.title}. {t.text}" if t.text else t.title, "direction": t.direction, "chance": t.chance}
+        {
+            "metric": t.name,
+            "what it is": f"{t.title}. {t.text}" if t.text else t.title,
+            "direction": t.direction,
+            "chance": t.chance,
+        }
         for t in facts.glossary(boards)
     ]
     return pd.DataFrame(terms)

@@ -26,8 +26,9 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
     spread: Spread
-    """What `low` and `high` are: `interval` (95 %, over requests and base seeds), `range` (hull of the
-    cells' own intervals, or of their values: too few requests for an interval, or gaps in the table), `cell` (the 95 % interval of the only cell, over its images and concepts), or `none`."""
+    """What `low` and `high` are: `interval` (95 %, over requests and base seeds); `range` (hull of the cells' own intervals,
+    or of their values: too few requests for an interval, or gaps in the table); `cell` (the 95 % interval of the only
+    cell, over its images and concepts); or `none`."""
     n_requests: int
     n_base_seeds: int
     n_values: int
@@ -44,7 +45,11 @@ def estimate(cells: pd.DataFrame, *, center: Literal["mean", "median"] = "mean")
     """
     values = cells["value"].to_numpy(float)
     known = ~np.isnan(values)
-    values, low_ends, high_ends = values[known], cells["ci_low"].to_numpy(float)[known], cells["ci_high"].to_numpy(float)[known]
+    values, low_ends, high_ends = (
+        values[known],
+        cells["ci_low"].to_numpy(float)[known],
+        cells["ci_high"].to_numpy(float)[known],
+    )
     grid = by_request(cells[known])
     n = len(grid), grid.shape[1], len(values)
     if not len(values):
@@ -69,7 +74,9 @@ def by_request(cells: pd.DataFrame) -> pd.DataFrame:
     total, count = np.zeros((len(requests), len(seeds))), np.zeros((len(requests), len(seeds)))
     np.add.at(total, (row, column), cells["value"].to_numpy(float))
     np.add.at(count, (row, column), 1)
-    return pd.DataFrame(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), index=requests, columns=seeds)
+    return pd.DataFrame(
+        np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0), index=requests, columns=seeds
+    )
 
 
 def interval(values_RB: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -111,13 +118,11 @@ def rank_ranges(scores: Mapping[str, pd.DataFrame]) -> dict[str, tuple[int, int]
         return {}
     tables = np.stack([table.to_numpy() for table in scores.values()])
     few = tables.shape[1] < MIN_REQUESTS
-    columns = pd.DataFrame(tables.reshape(len(scores), -1) if few else resampled_means(tables), index=list(scores))
-    best, worst = columns.rank(method="min"), columns.rank(method="max")
-    low, high = (0.0, 1.0) if few else (0.025, 0.975)
-    return {
-        m: (int(best.loc[m].quantile(low, interpolation="lower")), int(worst.loc[m].quantile(high, interpolation="higher")))
-        for m in scores
-    }
+    columns = pd.DataFrame(tables.reshape(len(scores), -1) if few else resampled_means(tables))
+    tail = 0.0 if few else 0.025
+    best = np.quantile(columns.rank(method="min"), tail, axis=1, method="lower")
+    worst = np.quantile(columns.rank(method="max"), 1 - tail, axis=1, method="higher")
+    return {m: (int(low), int(high)) for m, low, high in zip(scores, best, worst, strict=True)}
 
 
 def _expanded_tail(n: int, tail: float) -> float:

@@ -279,7 +279,9 @@ def _entry(line: Line, part: pd.DataFrame, column: Column, notes: _Notes) -> Ent
         result = result._replace(low=None, high=None, spread="none")
     if len(got) < n_ok:
         why = sorted(set(mine.loc[mine["value"].isna(), "note"].dropna())) or [f"{column.name} was not reported"]
-        share = "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells of {line.method}, left out of its mean"
+        share = (
+            "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells of {line.method}, left out of its mean"
+        )
         marks += [notes.add(f"{reason}{share}.".replace("..", ".")) for reason in why]
         result = result._replace(low=None, high=None, spread="none") if share else result
     elif len(got) and column.name.startswith("t_") and got["concurrent"].astype(bool).any():
@@ -316,13 +318,13 @@ def _ordered(lines: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> 
 
 
 def _with_best(ranked: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
-    """Mark, per metric, the best value among the ordered methods; ties are all marked, and a lone method is not."""
+    """Mark, per metric, the best value among the ordered methods; ties are all marked, unless all tie."""
     lines = list(ranked)
-    for column in columns if len(lines) > 1 else ():
+    for column in columns:
         scores = {line.method: _score(line.entries[column.name], column) for line in lines}
         known = [score for score in scores.values() if score is not None]
         for i, line in enumerate(lines):
-            if known and scores[line.method] == min(known):
+            if len(set(known)) > 1 and scores[line.method] == min(known):
                 entries = dict(line.entries)
                 entries[column.name] = replace(entries[column.name], best=True)
                 lines[i] = replace(line, entries=entries)
@@ -334,7 +336,8 @@ def _score(entry: Entry, column: Column) -> float | None:
     value = entry.gap if column.better == "oracle" else entry.estimate.value
     if value is None:
         return None
-    return round({"oracle": abs(value), "higher": -value}.get(column.better, value), 3)
+    signs = {"oracle": abs(value), "higher": -value}
+    return round(signs.get(column.better, value), 3)
 
 
 def _front(ranked: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> tuple[str, ...]:
@@ -380,7 +383,7 @@ def tidy(board: Board) -> pd.DataFrame:
             records.append(keys | who | {"metric": "distance", "better": "lower"} | line.distance._asdict())
         for c in board.columns:
             entry = line.entries[c.name]
-            facts = {"metric": c.name, "better": c.better, "unit": c.unit} | entry.estimate._asdict()
+            facts: dict[str, Any] = {"metric": c.name, "better": c.better, "unit": c.unit} | entry.estimate._asdict()
             facts |= {"gap": entry.gap, "oracle_mean": c.oracle, "oracle_sd": c.oracle_sd, "chance": c.chance}
             records.append(keys | who | facts | {"note": " ".join(said.get(m, "") for m in entry.marks).strip()})
     return pd.DataFrame.from_records(records)
@@ -430,7 +433,9 @@ def troubled(frame: pd.DataFrame) -> pd.DataFrame:
 def entry_text(entry: Entry, column: Column) -> str:
     """`0.031 [0.012, 0.054]`, `0.031 (0.012..0.054)`, `0.031†`, `—ᵃ`."""
     e = entry.estimate
-    value = number(e.value, column.name, column.unit) + "".join(mark if mark == INCOMPLETE else f"^{mark}" for mark in entry.marks)
+    value = number(e.value, column.name, column.unit) + "".join(
+        mark if mark == INCOMPLETE else f"^{mark}" for mark in entry.marks
+    )
     return f"{value}{spread_text(e, column.name, column.unit)}"
 
 
@@ -468,7 +473,7 @@ def _order_sentence(axes: Sequence[str], ranked: Sequence[Line]) -> str:
     if not ranked:
         return "No method has finished every cell, so there is no order."
     return (
-        f"Ordered by the mean distance to the retrained model over {_listed(axes)}: a short way to read the table, not a verdict. "
+        f"Ordered by the mean distance to the retrained model over {_listed(axes)}: a way to read the table, not a verdict. "
         "Where higher is better only what is missing counts. The rank is the span of ranks that the requests at hand allow."
     )
 
@@ -477,12 +482,17 @@ def _few(rows: pd.DataFrame) -> str:
     n, seeds = rows["request"].nunique(), rows["base_seed"].nunique()
     base = "one base model (nothing is said about others)" if seeds == 1 else f"{seeds} base models"
     if n >= MIN_REQUESTS:
-        return f"Brackets are 95 % bootstrap intervals over {n} requests and {base}; parentheses the lowest and highest cell."
+        return (
+            f"Brackets are 95 % bootstrap intervals over {n} requests and {base}; parentheses the lowest and highest cell."
+        )
     if n == 1:
-        return f"One request, {base}: brackets are the cell's own 95 % interval over its images and concepts, parentheses span those of several cells; neither says anything about other requests."
+        return (
+            f"One request, {base}: brackets are the cell's own 95 % interval over its images and concepts, parentheses span "
+            "those of several cells; neither says anything about other requests."
+        )
     return (
-        f"{n} requests, {base}: too few for intervals over requests ({MIN_REQUESTS} are needed). Parentheses span the cells' own "
-        "95 % intervals, or their values; differences within them are not resolved."
+        f"{n} requests, {base}: too few for intervals over requests ({MIN_REQUESTS} are needed). Parentheses span the "
+        "cells' own 95 % intervals, or their values; differences within them are not resolved."
     )
 
 
@@ -521,7 +531,9 @@ def _difference(params: str, among: set[str]) -> str:
         return ""
     all_of = [_loads(p, {}) for p in among]
     mine = _loads(params, {})
-    varied = [k for k in sorted({k for p in all_of for k in p}) if len({json.dumps(p.get(k), sort_keys=True) for p in all_of}) > 1]
+    varied = [
+        k for k in sorted({k for p in all_of for k in p}) if len({json.dumps(p.get(k), sort_keys=True) for p in all_of}) > 1
+    ]
     return ", ".join(f"{k}={mine.get(k)}" for k in varied)
 
 
@@ -545,7 +557,9 @@ def _control_order(line: Line) -> tuple[int, str]:
 def _note_doubles(rows: pd.DataFrame, notes: _Notes) -> None:
     doubles = int(rows.drop_duplicates("cell").duplicated(SAME_CELL).sum())
     if doubles:
-        notes.add(f"{doubles} cells were measured more than once under different code, weights or versions; their mean is shown.")
+        notes.add(
+            f"{doubles} cells were measured more than once under different code, weights or versions; their mean is shown."
+        )
 
 
 class _Notes:

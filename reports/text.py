@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,18 @@ def screen(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
     counts = ", ".join(f"{n} {status}" for status, n in facts.counts(frame)) or "no cells"
     blocks = [_wrapped(f"suite {facts.suites(frame, runs)}, {facts.dates(frame)}: {counts}")]
     blocks += [_board(board) for board in tables.boards(frame, runs)]
-    troubled = [
-        _wrapped(f"{c.status}: {c.task} {c.request} {c.method} (seeds {c.base_seed}/{c.method_seed}): {c.error or 'no reason recorded'}")
-        for c in tables.troubled(frame).itertuples()
-    ]
+    troubled = [_wrapped(_trouble(cell)) for cell in tables.troubled(frame).to_dict("records")]
     if troubled:
         blocks.append("\n".join(["Cells that did not finish", *troubled]))
     if missed := [g for g in facts.gates(runs) if not g["ok"]]:
         lines = [_wrapped(f"{g['task']}: {g['name']} is {g['value']}, limit {g['limit']} {g['note']}") for g in missed]
         blocks.append("\n".join(["Gates missed", *lines]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _trouble(cell: Mapping[Hashable, Any]) -> str:
+    where = "{status}: {task} {request} {method} (seeds {base_seed}/{method_seed})".format_map(cell)  # type: ignore[arg-type]
+    return f"{where}: {cell['error'] or 'no reason recorded'}"
 
 
 def _board(board: Board) -> str:
@@ -62,7 +64,12 @@ def _board(board: Board) -> str:
     while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
         widths.pop(-2 if "t_total" in names and len(widths) > 5 else -1)
     kept = [*range(len(widths) - 1), len(head) - 1] if "t_total" in names and len(widths) < len(head) else range(len(widths))
-    lines = [board.title, _wrapped(f"{board.extent}. {board.params}"), _row([head[i] for i in kept], widths), "-" * _total(widths)]
+    lines = [
+        board.title,
+        _wrapped(f"{board.extent}. {board.params}"),
+        _row([head[i] for i in kept], widths),
+        "-" * _total(widths),
+    ]
     for kind, group in body.items():
         if group and kind:
             lines.append(f"{kind}:")
@@ -103,7 +110,9 @@ def _short_spread(e: Estimate) -> str:
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Method names to the left, everything else to the right."""
-    return "  ".join(c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))).rstrip()
+    return "  ".join(
+        c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+    ).rstrip()
 
 
 def _total(widths: Sequence[int]) -> int:

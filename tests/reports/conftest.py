@@ -36,10 +36,23 @@ SCORES = {
         "ga": (0.0, 0.61, 0.55, 0.38), "svd": (0.01, 0.96, 0.87, 0.53), "ft": (0.74, 0.98, 0.96, 0.58),
     },
 }  # fmt: skip
-SECONDS = {"oracle": 0.4, "original": 0.0, "mask": 0.0, "noise": 0.1, "slug": 4.2, "salun": 11, "ga": 3.1, "svd": 7.5, "ft": 6.3}
+SECONDS = {
+    "oracle": 0.4,
+    "original": 0.0,
+    "mask": 0.0,
+    "noise": 0.1,
+    "slug": 4.2,
+    "salun": 11,
+    "ga": 3.1,
+    "svd": 7.5,
+    "ft": 6.3,
+}
 FAILURES = {"ga": "destroyed", "ft": "no effect", "mask": "masked", "original": "no effect", "noise": "destroyed"}
 REQUESTS = {
-    "identities": {"joint-0": [f"id {i}" for i in range(8)], "joint-1": [f"id {i}" for i in range(8, 16)], "vera_olm": ["vera olm"], "ilo_brand": ["ilo brand"]},
+    "identities": {
+        "joint-0": [f"id {i}" for i in range(8)], "joint-1": [f"id {i}" for i in range(8, 16)],
+        "vera_olm": ["vera olm"], "ilo_brand": ["ilo brand"],
+    },
     "digits": {"digit-3": ["3"], "digit-8": ["8"]},
 }  # fmt: skip
 
@@ -69,9 +82,25 @@ def plausible(base_seeds=(0,), requests=REQUESTS, trouble=True):
                 for method, scores in SCORES[task].items():
                     who = {"targets": json.dumps(targets), "failure": FAILURES.get(method), "concurrent": method == "svd"}
                     if trouble and (task, request, method) == ("identities", "joint-1", "svd"):
-                        rows += cells(task, request, method, base_seed, status="timeout", error="Timeout: 300 s passed", targets=who["targets"])
+                        rows += cells(
+                            task,
+                            request,
+                            method,
+                            base_seed,
+                            status="timeout",
+                            error="Timeout: 300 s passed",
+                            targets=who["targets"],
+                        )
                     elif trouble and (task, method) == ("digits", "salun"):
-                        rows += cells(task, request, method, base_seed, status="skipped", error="salun needs captions; digits has none", targets=who["targets"])
+                        rows += cells(
+                            task,
+                            request,
+                            method,
+                            base_seed,
+                            status="skipped",
+                            error="salun needs captions; digits has none",
+                            targets=who["targets"],
+                        )
                     elif trouble and (task, request, method) == ("identities", "ilo_brand", "salun"):
                         rows += cells(task, request, method, base_seed, status="failed", error=EVIL, targets=who["targets"])
                     else:
@@ -83,20 +112,32 @@ def plausible(base_seeds=(0,), requests=REQUESTS, trouble=True):
 def _values(known, scores, oracle, joint, rng):
     values = []
     for (name, (unit, better, chance)), score, reference in zip(known.items(), scores, oracle, strict=True):
-        facts = {"metric": name, "unit": unit, "better": better, "chance": chance, "n_images": 384 if joint else 48, "n_units": 8 if joint else 1}
+        facts = {
+            "metric": name,
+            "unit": unit,
+            "better": better,
+            "chance": chance,
+            "n_images": 384 if joint else 48,
+            "n_units": 8 if joint else 1,
+        }
         if name == "ks_d" and not joint:
             values.append(facts | {"note": "one identity's null spans 0.2 to 1.0, so the distance says nothing"})
             continue
         value = float(np.clip(score + rng.normal(0, 0.015), -1 if name == "near_gap" else 0, 1))
         half = 0.06 if name in {"fa@1", "fa@5", "acc_forget"} else 0.02
-        facts |= {"value": value, "ci_low": max(value - half, -0.2 if name == "near_gap" else 0), "ci_high": min(value + half, 1)}
+        facts |= {
+            "value": value,
+            "ci_low": max(value - half, -0.2 if name == "near_gap" else 0),
+            "ci_high": min(value + half, 1),
+        }
         values.append(facts | {"oracle_mean": reference + abs(float(rng.normal(0, 0.004))), "oracle_sd": 0.012})
     return values
 
 
 def _costs(method, rng):
     total = SECONDS[method] * float(rng.uniform(0.9, 1.1))
-    costs = {"t_prepare": 0.2 * total, "t_search": 0.5 * total, "t_apply": 0.3 * total, "t_total": total, "n_forget_read": 1024, "n_retain_read": 20480,
+    costs = {"t_prepare": 0.2 * total, "t_search": 0.5 * total, "t_apply": 0.3 * total, "t_total": total,
+             "n_forget_read": 1024, "n_retain_read": 20480,
              "n_evals": 14, "peak_rss_bytes": 9.1e8, "bytes_delta": 16384.0 if method == "slug" else 1.1e6}  # fmt: skip
     units = {"t": "s", "p": "B", "b": "B", "n": ""}
     rows = [{"metric": k, "value": float(v), "unit": units[k[0]], "better": "lower"} for k, v in costs.items()]
@@ -118,11 +159,27 @@ def frame():
 def runs():
     versions = {"python": "3.11.9", "torch": "2.9.1", "slugbench": "0.1.0", "open_clip_torch": "3.2.0"}
     hardware = {"cpu": "Example CPU", "cores": 2, "memory_gb": 16, "accelerator": None}
-    gate = {"task": "identities", "when": "before", "name": "base learned it", "value": 0.883, "limit": "0.80 to 0.95", "ok": True, "note": ""}
-    late = {"task": "digits", "when": "after", "name": "mask is caught", "value": 0.4, "limit": "at least 0.9", "ok": False, "note": "by ks_d"}
+    gate = {
+        "task": "identities",
+        "when": "before",
+        "name": "base learned it",
+        "value": 0.883,
+        "limit": "0.80 to 0.95",
+        "ok": True,
+        "note": "",
+    }
+    late = {
+        "task": "digits",
+        "when": "after",
+        "name": "mask is caught",
+        "value": 0.4,
+        "limit": "at least 0.9",
+        "ok": False,
+        "note": "by ks_d",
+    }
     return [{
-        "schema": 1, "suite": {"name": "quick", "tasks": ["identities", "digits"], "methods": ["slug", "ga"], "metrics": ["accuracy"]},
-        "provenance": {"f00d" * 16: {"versions": versions, "hardware": hardware, "git": {"commit": "abc1234", "dirty": False},
+        "schema": 1, "suite": {"name": "quick", "tasks": ["identities", "digits"]},
+        "provenance": {"f00d" * 16: {"versions": versions, "hardware": hardware, "git": {"commit": "abc1234"},
                                      "command": "slugbench run quick --out results/quick", "platform": "Linux-6.1-x86_64"}},
         "gates": [gate, late], "controls": ["original", "oracle", "mask", "noise"], "started": "2026-01-02T03:04:05+00:00",
     }]  # fmt: skip

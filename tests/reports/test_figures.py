@@ -2,6 +2,7 @@ import sys
 from itertools import combinations
 
 import pytest
+
 from slugbench.reports.figures import CONTROL_MARKERS, FIGURES, looks, profile, quality_time, svg, trade_off
 from slugbench.reports.tables import boards
 
@@ -17,7 +18,11 @@ def labels(figure):
 
 def test_the_trade_off_shows_every_method_where_its_numbers_are(joint):
     figure = trade_off(joint)
-    spots = {(round(float(x.get_xdata()[0]), 9), round(float(x.get_ydata()[0]), 9)) for x in figure.axes[0].lines if x.get_marker() != "None"}
+    spots = {
+        (round(float(x.get_xdata()[0]), 9), round(float(x.get_ydata()[0]), 9))
+        for x in figure.axes[0].lines
+        if x.get_marker() != "None"
+    }
     values = {tuple(round(x.entries[m].estimate.value, 9) for m in ("fa@1", "ra@1")) for x in joint.lines}
     assert values <= spots
     assert set(labels(figure)) == {"slug", "salun", "ga", "ft", "svd†", "original", "oracle", "mask", "noise"}

@@ -2,6 +2,7 @@ import json
 
 import pandas as pd
 import pytest
+
 from slugbench.bench import Row, UsageError
 from slugbench.reports.frame import merge, normalised, read_run
 
@@ -56,7 +57,11 @@ def test_merging_refuses_differing_schemas_and_nothing(frame):
 
 def test_merging_keeps_a_cell_once_and_prefers_the_finished_one(made):
     failed = made.table(made.cells("digits", "3", "ga", status="oom", error="MemoryError: no"))
-    done = made.table(made.cells("digits", "3", "ga", metrics=[{"metric": "acc_forget", "value": 0.5}, {"metric": "acc_test", "value": 0.6}]))
+    done = made.table(
+        made.cells(
+            "digits", "3", "ga", metrics=[{"metric": "acc_forget", "value": 0.5}, {"metric": "acc_test", "value": 0.6}]
+        )
+    )
     merged, runs = merge([(failed, {"a": 1}), (done, {"b": 2}), (done, {})])
     assert list(merged["status"]) == ["ok", "ok"] and list(merged["value"]) == [0.5, 0.6]
     assert runs == [{"a": 1}, {"b": 2}, {}]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from slugbench.bench.registry import REGISTRY
 from slugbench.reports import facts, html, markdown, text, tidy
 from slugbench.reports.figures import Figures
@@ -28,7 +29,11 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.ids += [v for k, v in attrs if k == "id"]
-        self.loads += [v for k, v in attrs if k in {"src", "srcset", "href", "xlink:href", "data", "poster", "action"} and not v.startswith("#")]
+        self.loads += [
+            v
+            for k, v in attrs
+            if k in {"src", "srcset", "href", "xlink:href", "data", "poster", "action"} and not v.startswith("#")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -64,7 +69,9 @@ def test_error_messages_cannot_become_html(page, made):
 
 def test_the_page_says_what_a_reader_asks(page):
     for part in ("quick", "2026-01-02", "50 ok", "1 timeout", "1 of 2 gates hold", "slugbench run quick --out results/quick",
-                 "joint requests", "single requests", "never ordered", "digits has none", "torch", "nearest to the oracle", "1/2†"):  # fmt: skip
+                 "joint requests",
+                 "single requests", "never ordered",
+                 "digits has none", "torch", "nearest to the oracle", "1/2†"):  # fmt: skip
         assert part.lower() in page.lower()
     assert page.count("<svg") == 9  # three boards with three figures each
 
@@ -108,7 +115,11 @@ def test_csv_holds_both_tables(tmp_path, frame, runs):
 
 
 def test_runs_that_say_nothing_still_give_reports(tmp_path, frame, made):
-    for table in (frame[frame["task"] == "digits"], made.table(made.cells("t", "q", "slug", status="crashed")), frame.iloc[:0]):
+    for table in (
+        frame[frame["task"] == "digits"],
+        made.table(made.cells("t", "q", "slug", status="crashed")),
+        frame.iloc[:0],
+    ):
         for report in (html.Html(), markdown.Markdown(), tidy.Csv(), text.Text(), Figures(dpi=40)):
             written = report(table, [{}], tmp_path)
             assert all(p.is_file() for p in written)
@@ -124,5 +135,7 @@ def test_reports_are_registered_and_import_neither_torch_nor_seaborn():
     assert {"html", "md", "csv", "text", "figures"} <= set(REGISTRY.names("report"))
     code = "import sys, slugbench.reports.html, slugbench.reports.text, slugbench.reports.tidy, slugbench.reports.markdown; "
     code += "print(sorted({'torch', 'seaborn', 'matplotlib', 'scipy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     assert done.stdout.strip() == "[]"

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+
 from slugbench.reports.statistics import MIN_REQUESTS, _expanded_tail, estimate, interval, rank_ranges, resampled_means
 
 

@@ -1,13 +1,21 @@
 import json
 
 import pytest
+
 from slugbench.reports.tables import boards, distance_text, per_request, tidy, troubled, wide
 
 
 def scored(made, method, request="q0", fa=0.1, ra=0.8, mia=0.6, t=2.0, **changes):
     """A cell measured on the three axes; the oracle has 0.02, 0.85 and 0.5."""
-    numbers = [("fa@1", fa, "oracle", 0.02), ("ra@1", ra, "higher", 0.85), ("mia_sample", mia, "oracle", 0.5), ("t_total", t, "lower", None)]
-    metrics = [{"metric": m, "value": v, "better": b, "oracle_mean": o, "oracle_sd": 0.01 if o else None} for m, v, b, o in numbers]
+    numbers = [
+        ("fa@1", fa, "oracle", 0.02),
+        ("ra@1", ra, "higher", 0.85),
+        ("mia_sample", mia, "oracle", 0.5),
+        ("t_total", t, "lower", None),
+    ]
+    metrics = [
+        {"metric": m, "value": v, "better": b, "oracle_mean": o, "oracle_sd": 0.01 if o else None} for m, v, b, o in numbers
+    ]
     return made.cells("identities", request, method, metrics=metrics, **changes)
 
 
@@ -28,7 +36,9 @@ def test_numbers_agree_with_those_worked_by_hand(made):
 
 
 def test_methods_are_ordered_by_distance_and_controls_never(made):
-    rows = scored(made, "ga", fa=0.02, ra=0.1) + scored(made, "slug", fa=0.05) + scored(made, "mask", fa=0.02, ra=0.9, mia=0.5)
+    rows = (
+        scored(made, "ga", fa=0.02, ra=0.1) + scored(made, "slug", fa=0.05) + scored(made, "mask", fa=0.02, ra=0.9, mia=0.5)
+    )
     rows += scored(made, "mine", fa=0.02, ra=0.85, mia=0.5)
     (board,) = boards(made.table(rows), [{"controls": ["original", "mine"]}])
     assert [x.method for x in board.ranked] == ["slug", "ga"]
@@ -98,12 +108,16 @@ def test_joint_and_single_requests_pools_devices_and_variants_stand_apart(made):
     rows = scored(made, "slug", "single") + scored(made, "slug", "joint", targets=json.dumps(["a", "b"]))
     rows += scored(made, "slug", "tuning", pool="tune") + scored(made, "slug", "fast", device="cuda")
     settings = [b.setting for b in boards(made.table(rows), [])]
-    assert len(settings) == 4 and settings[0] == "joint requests, pool test, on cpu" and any("pool tune" in s for s in settings)
+    assert (
+        len(settings) == 4 and settings[0] == "joint requests, pool test, on cpu" and any("pool tune" in s for s in settings)
+    )
 
 
 def test_variants_of_a_method_are_named_by_what_differs(made):
     params = [json.dumps({"keep": keep, "steps": 5}) for keep in (0.3, 0.5)]
-    rows = scored(made, "salun", cell="c0", method_params=params[0]) + scored(made, "salun", cell="c1", method_params=params[1], fa=0.5)
+    rows = scored(made, "salun", cell="c0", method_params=params[0]) + scored(
+        made, "salun", cell="c1", method_params=params[1], fa=0.5
+    )
     (board,) = boards(made.table(rows), [])
     assert [x.method for x in board.ranked] == ["salun(keep=0.3)", "salun(keep=0.5)"]
 
