@@ -174,12 +174,12 @@ def control_names(runs: Sequence[Mapping[str, Any]]) -> set[str]:
 def labelled(frame: pd.DataFrame, controls: Iterable[str]) -> pd.DataFrame:
     """The rows with `label` (a method, with the parameters in which its variants differ), `control` and `joint`."""
     rows = normalised(frame)
-    texts = {
-        pair: _variant(pair, set(zip(part["method"], part["method_params"], strict=True)))
-        for _, part in rows.groupby("method")
-        for pair in set(zip(part["method"], part["method_params"], strict=True))
-    }
-    rows["label"] = [texts[pair] for pair in zip(rows["method"], rows["method_params"], strict=True)]
+    rows["label"] = ""
+    for _, part in rows.groupby(["task", "method"]):  # by task, since defaults may be tuned for each
+        texts = {params: _difference(params, set(part["method_params"])) for params in set(part["method_params"])}
+        rows.loc[part.index, "label"] = [
+            f"{m}({t})" if (t := texts[p]) else m for m, p in zip(part["method"], part["method_params"], strict=True)
+        ]
     rows["control"] = rows["method"].isin(set(controls))
     rows["joint"] = [len(_loads(t, [])) > 1 for t in rows["targets"]]
     return rows
@@ -210,7 +210,7 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         ranked=tuple(_with_best(ranked, columns)),
         unranked=tuple(unranked),
         controls=tuple(sorted((line for line in lines if line.control), key=_control_order)),
-        order=_order_sentence(axes, ranked),
+        order=_order_sentence(axes, ranked, [line for line in lines if line.control]),
         notes=tuple(notes.sentences.items()),
         few=_few(rows),
         front=_front(ranked, rows, axes),
@@ -282,7 +282,7 @@ def _entry(line: Line, part: pd.DataFrame, column: Column, notes: _Notes) -> Ent
         share = (
             "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells of {line.method}, left out of its mean"
         )
-        marks += [notes.add(f"{reason}{share}.".replace("..", ".")) for reason in why]
+        marks += [notes.add(f"{reason[:1].upper()}{reason[1:].rstrip('.')}{share}.") for reason in why]
         result = result._replace(low=None, high=None, spread="none") if share else result
     elif len(got) and column.name.startswith("t_") and got["concurrent"].astype(bool).any():
         marks.append(notes.add("Measured while other cells ran beside it, so slower than alone."))
@@ -467,15 +467,24 @@ def headline(board: Board) -> list[str]:
     return names[:4] + (["t_total"] if board.column("t_total") else [])
 
 
-def _order_sentence(axes: Sequence[str], ranked: Sequence[Line]) -> str:
+def _order_sentence(axes: Sequence[str], ranked: Sequence[Line], controls: Sequence[Line]) -> str:
     if not axes:
         return "No metric has an oracle value on every request, so the methods are listed by name and not ordered."
     if not ranked:
         return "No method has finished every cell, so there is no order."
-    return (
+    sentence = (
         f"Ordered by the mean distance to the retrained model over {_listed(axes)}: a way to read the table, not a verdict. "
         "Where higher is better only what is missing counts. The rank is the span of ranks that the requests at hand allow."
     )
+    best = ranked[0].distance
+    ahead = sorted(c.method for c in controls if c.distance and best and c.method != "oracle" and _at_most(c.distance, best))
+    if ahead:
+        sentence += f" The control {_listed(ahead)} would come first: this order cannot tell hiding from forgetting, so read on."
+    return sentence
+
+
+def _at_most(a: Estimate, b: Estimate) -> bool:
+    return a.value is not None and b.value is not None and a.value <= b.value
 
 
 def _few(rows: pd.DataFrame) -> str:
@@ -517,12 +526,6 @@ def _setting(first: pd.Series, of_task: pd.DataFrame) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _variant(pair: tuple[str, str], all_pairs: set[tuple[str, str]]) -> str:
-    name, params = pair
-    different = _difference(params, {p for _, p in all_pairs})
-    return f"{name}({different})" if different else name
 
 
 def _difference(params: str, among: set[str]) -> str:

@@ -16,7 +16,7 @@ def scored(made, method, request="q0", fa=0.1, ra=0.8, mia=0.6, t=2.0, **changes
     metrics = [
         {"metric": m, "value": v, "better": b, "oracle_mean": o, "oracle_sd": 0.01 if o else None} for m, v, b, o in numbers
     ]
-    return made.cells("identities", request, method, metrics=metrics, **changes)
+    return made.cells(changes.pop("task", "identities"), request, method, metrics=metrics, **changes)
 
 
 def line(board, method):
@@ -69,7 +69,7 @@ def test_null_values_are_dashes_with_their_reason(made):
     rows = scored(made, "slug") + made.cells("identities", "q0", "slug", metrics=null)
     (board,) = boards(made.table(rows), [])
     assert wide(board).set_index("method").loc["slug", "ks_d ↓"] == "—^a"
-    assert dict(board.notes) == {"a": "no null distribution."}
+    assert dict(board.notes) == {"a": "No null distribution."}
 
 
 def test_a_null_on_some_requests_is_said_and_takes_the_place_in_the_order(made):
@@ -111,6 +111,18 @@ def test_joint_and_single_requests_pools_devices_and_variants_stand_apart(made):
     assert (
         len(settings) == 4 and settings[0] == "joint requests, pool test, on cpu" and any("pool tune" in s for s in settings)
     )
+
+
+def test_a_control_that_would_lead_is_pointed_out(made):
+    rows = scored(made, "slug") + scored(made, "mask", fa=0.02, ra=0.9, mia=0.5) + scored(made, "noise", ra=0.1)
+    (board,) = boards(made.table(rows), [])
+    assert "The control mask would come first" in board.order and board.ranked[0].method == "slug"
+
+
+def test_parameters_that_differ_only_between_tasks_stay_out_of_the_name(made):
+    rows = scored(made, "slug", method_params='{"steps": 5}')
+    rows += scored(made, "slug", method_params='{"steps": 9}', task="digits", cell="other")
+    assert [b.ranked[0].method for b in boards(made.table(rows), [])] == ["slug", "slug"]
 
 
 def test_variants_of_a_method_are_named_by_what_differs(made):
