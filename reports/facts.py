@@ -121,4 +121,4 @@ def _flat(facts: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [pair for key in facts for pair in _flat(facts[key], f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(facts, list | tuple):
         return [(prefix, " ".join(map(str, facts)))]
-    return [(prefix, "unknown" if facts is None else str(facts))]
+    return [(prefix, "—" if facts is None else str(facts))]

@@ -479,7 +479,8 @@ def _order_sentence(axes: Sequence[str], ranked: Sequence[Line], controls: Seque
     best = ranked[0].distance
     ahead = sorted(c.method for c in controls if c.distance and best and c.method != "oracle" and _at_most(c.distance, best))
     if ahead:
-        sentence += f" The control {_listed(ahead)} would come first: this order cannot tell hiding from forgetting, so read on."
+        which = f"control{'s' if len(ahead) > 1 else ''} {_listed(ahead)}"
+        sentence += f" The {which} would come first: this order cannot tell hiding from forgetting, so read on."
     return sentence
 
 
