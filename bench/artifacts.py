@@ -33,7 +33,9 @@ def cache_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the cache folder {folder} cannot be made ({error}); set SLUGBENCH_CACHE to one that can.") from error
+        raise UsageError(
+            f"the cache folder {folder} cannot be made ({error}); set SLUGBENCH_CACHE to one that can."
+        ) from error
     return folder
 
 
@@ -68,6 +70,8 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None], *, s
     if not path.exists():
         with FileLock(f"{path}.lock"):
             if not path.exists():
+                for left in path.parent.glob(f"{path.stem}.*.tmp{suffix}"):  # by one killed: whoever makes it holds the lock
+                    left.unlink()
                 unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp{suffix}")
                 try:
                     make(unfinished)
