@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -56,7 +57,7 @@ def anchors(text: str) -> set[str]:
     """What `#...` may name: headings as GitHub slugs them, and HTML ids."""
     found: set[str] = set(re.findall(r"""<\w+[^>]*\b(?:id|name)=["']([^"']+)""", text))
     tokens = MarkdownIt().parse(text)
-    for heading, inline in zip(tokens, tokens[1:], strict=False):
+    for heading, inline in pairwise(tokens):
         if heading.type == "heading_open":
             title = "".join(child.content for child in inline.children or [] if child.type in {"text", "code_inline"})
             slug = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
@@ -117,7 +118,9 @@ def test_programs_run(block, tmp_path):
 
 @pytest.mark.parametrize("block", named([b for b in BLOCKS if b.label.endswith(".py")]))
 def test_files_are_shown_as_they_are(block):
-    assert block.text == (ROOT / block.label).read_text(encoding="utf-8"), f"{block.path}, line {block.line}: not {block.label}"
+    assert block.text == (ROOT / block.label).read_text(encoding="utf-8"), (
+        f"{block.path}, line {block.line}: not {block.label}"
+    )
 
 
 @pytest.mark.parametrize("block", named([b for b in BLOCKS if commands(b)]))
@@ -127,7 +130,9 @@ def test_commands_parse(block, capsys):
         try:
             cli.parser().parse_args(command)
         except SystemExit as ended:
-            assert not ended.code, f"{block.path}, line {block.line}: slugbench {shlex.join(command)}: {capsys.readouterr().err}"
+            assert not ended.code, (
+                f"{block.path}, line {block.line}: slugbench {shlex.join(command)}: {capsys.readouterr().err}"
+            )
 
 
 def test_the_readme_shows_a_command_and_its_parser_is_strict(capsys):
@@ -153,7 +158,11 @@ PAGE = """# A title, with `code`!
 
 
 def test_dead_links_are_found(tmp_path):
-    for name, text in {"root/page.md": PAGE, "root/there.md": "# Second\n# Second\n<a id='own'></a>\n", "out.md": ""}.items():
+    for name, text in {
+        "root/page.md": PAGE,
+        "root/there.md": "# Second\n# Second\n<a id='own'></a>\n",
+        "out.md": "",
+    }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     gone = ["#gone", "missing.md", "missing.html", "there.md#third", "../out.md"]
@@ -161,7 +170,13 @@ def test_dead_links_are_found(tmp_path):
 
 
 def test_commands_are_found_behind_prompts_pipes_and_line_ends():
-    text = "$ slugbench run quick \\\n  --out 'a b'  # why\nmake test\ncd x && slugbench list | head > y\necho slugbench no\nslugbench --help\n"
+    text = """$ slugbench run quick \\
+      --out 'a b'  # why
+make test
+cd x && slugbench list | head > y
+echo slugbench no
+slugbench --help
+"""
     block = Block(Path("x.md"), 1, "console", "", text)
     assert commands(block) == [["run", "quick", "--out", "a b"], ["list"], ["--help"]]
     assert commands(block._replace(language="text")) == []

@@ -84,7 +84,8 @@ def ours(name: str, path: Path) -> set[str]:
 
 def test_imports_are_read_wherever_they_stand(tmp_path):
     path = tmp_path / "probe.py"
-    path.write_text("from . import types\nfrom .errors import UsageError\nif TYPE_CHECKING:\n    import torch\ndef f():\n    import scipy.stats\n")
+    top = "from . import types\nfrom .errors import UsageError\n"
+    path.write_text(top + "if TYPE_CHECKING:\n    import torch\ndef f():\n    import scipy.stats\n")
     assert set(imports("slugbench.bench.probe", path)) == {
         ("slugbench.bench.types", 1, "top"),
         ("slugbench.bench.errors", 2, "top"),
@@ -153,7 +154,9 @@ def test_heavy_libraries_are_imported_inside_functions(name):
     banned = HEAVY if name.startswith(f"{PACKAGE}.reports") else (*HEAVY, "pandas")
     for found in imports(name, ALL[name]):
         heavy = any(found.name == library or found.name.startswith(f"{library}.") for library in banned)
-        assert not heavy or found.where != "top", f"{name}, line {found.line}: import {found.name} inside the function that needs it"
+        assert not heavy or found.where != "top", (
+            f"{name}, line {found.line}: import {found.name} inside the function that needs it"
+        )
 
 
 def test_importing_everything_of_ours_imports_no_torch():
@@ -210,7 +213,9 @@ def test_everything_registered_is_documented():
         for entry in registry.entries.values():
             first = vars(entry.cls).get("__doc__") or ""
             written = first and not first.startswith(f"{entry.cls.__name__}(")  # what @dataclass fills in by itself
-            assert written and entry.summary.endswith("."), f"{entry.kind} {entry.name}: give it a docstring, a sentence first"
+            assert written and entry.summary.endswith("."), (
+                f"{entry.kind} {entry.name}: give it a docstring, a sentence first"
+            )
 
 
 @pytest.mark.parametrize("name", ALL)

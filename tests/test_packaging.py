@@ -80,7 +80,9 @@ def test_every_sub_package_imports_from_the_wheel(run, installed):
 
 
 def test_the_package_loads_its_parts_on_first_use(run):
-    assert run("import slugbench; print(slugbench.__version__, slugbench.bench.Request.__name__)") == f"{__version__} Request\n"
+    assert (
+        run("import slugbench; print(slugbench.__version__, slugbench.bench.Request.__name__)") == f"{__version__} Request\n"
+    )
 
 
 def test_everything_registered_here_is_registered_there(run):
@@ -92,7 +94,9 @@ def test_everything_registered_here_is_registered_there(run):
 
 @pytest.mark.parametrize(("package", "folder"), [("bench", "suites"), ("tasks", "assets"), ("reports", "templates")])
 def test_data_is_read_through_importlib_resources(run, package, folder):
-    wanted = {path.relative_to(f"{package}/{folder}"): path for path in tracked_files() if path.parts[:2] == (package, folder)}
+    wanted = {
+        path.relative_to(f"{package}/{folder}"): path for path in tracked_files() if path.parts[:2] == (package, folder)
+    }
     if not wanted:
         pytest.skip(f"{package}/{folder} is empty")
     code = f"""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from slugbench.bench.registry import PACKAGE, REGISTRY, Registry, load
@@ -34,14 +35,19 @@ FAILURES = {"raises": "failed", "hoards": "oom", "sleeps": "timeout", "kills_its
 def restored_registry() -> Iterator[Registry]:
     """The process's registry; what is registered inside, and how it was imported, is forgotten at the end."""
     load()  # first: our own definitions register once a process and would be forgotten for good
-    entries, broken, modules, path = dict(REGISTRY.entries), list(REGISTRY.broken), set(sys.modules), list(sys.path)
+    entries, broken, path = dict(REGISTRY.entries), list(REGISTRY.broken), list(sys.path)
+    imported = _take_plugins()  # or a file imported before would be found imported, and register nothing
     try:
         yield REGISTRY
     finally:
         REGISTRY.entries, REGISTRY.broken, sys.path[:] = entries, broken, path
-        # or the next load of the same file would find it imported and register nothing
-        for name in [name for name in sys.modules if name.startswith(f"{PACKAGE}_plugin_") and name not in modules]:
-            del sys.modules[name]
+        _take_plugins()
+        sys.modules.update(imported)
+
+
+def _take_plugins() -> dict[str, ModuleType]:
+    """Take all plug-in files out of `sys.modules`."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(f"{PACKAGE}_plugin_")}
 
 
 def toy_trial(request_id: str = "single", base_seed: int = 0, *, seed: int = 0, **params: Any) -> Trial:
