@@ -5,6 +5,7 @@ Authors of plug-ins import everything they need from here.
 
 from .artifacts import cached, digest, file_digest
 from .errors import BudgetExceeded, GateError, MissingDependency, SlugbenchError, UsageError
+from .provenance import RESULT_VERSION
 from .registry import method, metric, report, task
 from .splits import TensorSplit
 from .types import (
@@ -27,10 +28,8 @@ from .types import (
     Wanted,
 )
 
-RESULT_VERSION = 1
-"""Part of every cell's key: raised when the harness changes what a result means."""
-
 __all__ = [
+    "RESULT_VERSION",
     "Answers",
     "Batch",
     "Budget",
@@ -43,7 +42,6 @@ __all__ = [
     "Model",
     "Objective",
     "Outcome",
-    "RESULT_VERSION",
     "Request",
     "Row",
     "Scores",

@@ -129,17 +129,17 @@ class Registry:
 
     # ------------------------------------------------------------ sources
 
-    def load_builtin(self) -> None:
-        """Import every module of our own four folders."""
-        for folder in FOLDERS.values():
+    def load_builtin(self, kinds: Iterable[Kind] = KINDS) -> None:
+        """Import every module of our own folders of these kinds."""
+        for folder in (FOLDERS[kind] for kind in kinds):
             package = importlib.import_module(f"{PACKAGE}.{folder}")
             for info in pkgutil.iter_modules(package.__path__):
-                self._guard(f"{PACKAGE}.{folder}.{info.name}", lambda name: importlib.import_module(name))
+                self._guard(f"{PACKAGE}.{folder}.{info.name}", importlib.import_module)
 
     def load_entry_points(self) -> None:
         """Import what installed packages name under the entry-point group `slugbench`."""
         for point in importlib.metadata.entry_points(group=PACKAGE):
-            self._guard(point.value, lambda _, point=point: point.load())
+            self._guard(point.value, lambda _: point.load())  # noqa: B023 - called at once
 
     def load_plugin(self, where: str) -> None:
         """Import a plug-in by file or by module name.
@@ -167,11 +167,17 @@ class Registry:
 REGISTRY = Registry()
 
 
-def load(plugins: Iterable[str] = ()) -> Registry:
-    """The process's registry with our own folders, installed plug-ins and the ones named."""
-    if not REGISTRY.entries:
-        REGISTRY.load_builtin()
-        REGISTRY.load_entry_points()
+_loaded: set[Kind] = set()
+
+
+def load(plugins: Iterable[str] = (), *, kinds: Iterable[Kind] = KINDS) -> Registry:
+    """The process's registry with our own folders, installed plug-ins and the ones named; sources load once."""
+    missing = [kind for kind in kinds if kind not in _loaded]
+    if missing:
+        REGISTRY.load_builtin(missing)
+        if not _loaded:
+            REGISTRY.load_entry_points()
+        _loaded.update(missing)
     for plugin in plugins:
         REGISTRY.load_plugin(plugin)
     return REGISTRY

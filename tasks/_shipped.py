@@ -29,14 +29,16 @@ def load_weights(model: Model, path: Path) -> Model:
     """Fill a model from `save_weights`' file, in place, and put it into eval mode."""
     import safetensors.torch
 
-    model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in safetensors.torch.load_file(path).items()})
+    model.load_state_dict(
+        {name: t.float() if t.is_floating_point() else t for name, t in safetensors.torch.load_file(path).items()}
+    )
     return model.eval()
 
 
 def save_answers(answers: Answers, path: Path) -> None:
     """Write per-image answers; the arrays keep the small types they are given in."""
     with path.open("wb") as file:
-        np.savez_compressed(file, **answers)
+        np.savez_compressed(file, **answers)  # type: ignore[arg-type]  # the stub takes ** for its one option
 
 
 def load_answers(path: Path) -> Answers:

@@ -1,0 +1,334 @@
+"""What happens inside a cell's own process: build the trial, run the method once, judge the outcome, leave files.
+
+Everything a cell leaves lies in its scratch folder: `result.json` (status, error, cost, values) and `arrays.npz`
+(questions and answers, one row an image). Nobody is called back; a cell that leaves no result was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import meter as metering
+from .artifacts import digest, write_through
+from .errors import InvalidModel, MissingDependency
+from .intervals import interval
+from .registry import REGISTRY, Entry, load
+from .types import Answers, Cost, Metric, Outcome, Status, Task, Trial, Value
+
+if TYPE_CHECKING:
+    import torch
+
+    from .types import Model
+
+WARM_UP_SAMPLES = 16
+DISK_TROUBLE = 74
+"""Exit code of a cell that could not write its files (sysexits' EX_IOERR)."""
+
+
+class Verdict(NamedTuple):
+    """A status and the sentence that goes with it."""
+
+    status: Status
+    error: str | None
+
+
+# ---------------------------------------------------------------- entry points, called in the isolated process
+
+
+def measure(job: Mapping[str, Any]) -> None:
+    """Run a method on a request and judge it; `job` is `runner.Job` as plain data."""
+    _prepare_process(job)
+    result: dict[str, Any] = {"status": "ok", "error": None, "values": {}, "cost": None}
+    try:
+        trial = _build(job)
+        method, entry = _method(job)
+        reason = method.skips(trial.request) if hasattr(method, "skips") else None
+        if reason:
+            result |= {"status": "skipped", "error": str(reason)}
+        else:
+            model, cost = unlearn(method, entry, trial, job)
+            answers = trial.answer(model)
+            _save_arrays(trial, answers, Path(job["scratch"]))
+            result["cost"] = dataclasses.asdict(cost)
+            result["values"] = judge(trial, answers, _metrics(job), model=model, cost=cost, own=_own_oracle(entry, job))
+    except Exception as error:
+        traceback.print_exc()
+        verdict = classify(error)
+        result |= {"status": verdict.status, "error": verdict.error}
+    _save_result(result, Path(job["scratch"]))
+
+
+def rejudge(job: Mapping[str, Any]) -> None:
+    """Evaluate metrics anew from a finished cell's arrays, without its model."""
+    _prepare_process(job)
+    trial = _build(job)
+    _, entry = _method(job)
+    answers = load_answers(Path(job["arrays"]))
+    cost = Cost(**job["cost"])
+    values = judge(trial, answers, _metrics(job), model=None, cost=cost, own=_own_oracle(entry, job))
+    _save_result({"values": values}, Path(job["scratch"]))
+
+
+def gates(job: Mapping[str, Any]) -> None:
+    """Evaluate a task's acceptance gates."""
+    _prepare_process(job)
+    task: Task = REGISTRY.create("task", job["task"], job["task_params"])
+    found = task.gates(job["requests"], job["base_seeds"])
+    _save_result({"gates": [gate._asdict() for gate in found]}, Path(job["scratch"]))
+
+
+def rebuild(job: Mapping[str, Any]) -> None:
+    """Remake what a task ships."""
+    load(job["plugins"])
+    REGISTRY.create("task", job["task"], job["task_params"]).rebuild(Path(job["folder"]), jobs=job["jobs"])
+
+
+# ---------------------------------------------------------------- the method's run
+
+
+def unlearn(method: Any, entry: Entry, trial: Trial, job: Mapping[str, Any]) -> tuple[Model, Cost]:
+    """Run a method once, metered, and make sure it returned a model with finite weights."""
+    device = job["device"]
+    meter = metering.Meter(metering.device_for(device), trial.request.budget)
+    trial = _metered(trial, meter, job)
+    before = _snapshot(trial.request.model)
+    _warm_up(trial)
+    with meter.running():
+        model = method(trial if entry.sees == "trial" else trial.request)
+    _check(model, job["method"])
+    cost = meter.cost(concurrent=job["concurrent"])
+    cost.bytes_delta = _bytes_delta(before, model)
+    return model.to(device).eval(), cost
+
+
+def _metered(trial: Trial, meter: metering.Meter, job: Mapping[str, Any]) -> Trial:
+    """The trial as a method gets it: on the device, counted, seeded."""
+    import torch
+
+    request, device = trial.request, job["device"]
+    # the same stream for every method: differences between methods are then not differences between draws
+    stream = [job["task"], job["task_params"], job["request"], job["base_seed"], job["method_seed"]]
+    generator = torch.Generator().manual_seed(int(digest(json.dumps(stream, sort_keys=True))[:15], 16))
+    validation = request.validation
+    request = dataclasses.replace(
+        request,
+        model=request.model.to(device).eval(),
+        forget=metering.CountedSplit(request.forget, meter, "forget", device),
+        retain=metering.CountedSplit(request.retain, meter, "retain", device),
+        validation=type(validation)(*(metering.SearchedSplit(split, meter, "validation", device) for split in validation)),
+        validate=metering.CountedValidate(request.validate, meter),
+        generator=generator,
+        device=device,
+        progress=meter.progress,
+    )
+    return dataclasses.replace(trial, request=request, method_seed=job["method_seed"])
+
+
+def _warm_up(trial: Trial) -> None:
+    """One unclocked, uncounted batch forwards and backwards: lazy initialisation is nobody's cost."""
+    request = trial.request
+    assert isinstance(request.retain, metering.CountedSplit)  # `_metered` made it
+    batch = next(iter(request.retain.split.batches(WARM_UP_SAMPLES)))
+    loss = request.objective.loss(request.model, {name: column.to(request.device) for name, column in batch.items()})
+    if loss.requires_grad:
+        loss.backward()
+    request.model.zero_grad(set_to_none=True)
+
+
+def _snapshot(model: Model) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _check(model: Any, name: str) -> None:
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"method '{name}' returned {type(model).__name__}; it must return the unlearned model.")
+    for tensor_name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InvalidModel(f"{tensor_name} holds NaN or infinite values.")
+
+
+def _bytes_delta(before: Mapping[str, torch.Tensor], model: Model) -> int:
+    """Size of the tensors that differ from the original's, uncompressed."""
+    import torch
+
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in model.state_dict().items()
+        if name not in before or not torch.equal(tensor, before[name].to(tensor.device))
+    )
+
+
+# ---------------------------------------------------------------- judging
+
+
+def judge(
+    trial: Trial,
+    answers: Answers,
+    metrics: Mapping[str, Metric],
+    *,
+    model: Model | None,
+    cost: Cost | None,
+    own: int | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Every metric on the outcome, and on each oracle in its place.
+
+    Args:
+        trial: the trial.
+        answers: of the model to judge.
+        metrics: by spec.
+        model: the model itself, where it is at hand.
+        cost: what it cost, where it is known.
+        own: the oracle that the judged model is, which is then left out of its own reference.
+
+    Returns:
+        For each metric's spec the facts of its rows.
+    """
+    others = [s for s in range(len(trial.oracles)) if s != own]
+    outcome = Outcome(trial, answers, tuple(trial.oracles[s] for s in others), model, cost)
+    rows = {}
+    for spec, metric in metrics.items():
+        try:
+            references = [_reference(metric, trial, s, [o for o in others if o != s]) for s in others]
+            rows[spec] = [_facts(value, references) for value in metric(outcome)]
+        except Exception as error:  # a metric's fault must not cost the cell: its row says what happened
+            traceback.print_exc()
+            rows[spec] = [_facts(Value(spec, None, note=f"the metric raised {type(error).__name__}: {error}"), [])]
+    return rows
+
+
+def _reference(metric: Metric, trial: Trial, oracle: int, others: Sequence[int]) -> dict[str, float | None]:
+    """What a metric says of one oracle, judged against the others."""
+    model = trial.oracle_model(oracle) if needs_model(metric) else None
+    outcome = Outcome(trial, trial.oracles[oracle], tuple(trial.oracles[o] for o in others), model)
+    return {value.name: _finite(value.value) for value in metric(outcome)}
+
+
+def needs_model(metric: Any) -> bool:
+    """Whether a metric reads weights, not just answers; it says so by a class attribute `needs_model = True`."""
+    return bool(getattr(metric, "needs_model", False))
+
+
+def _facts(value: Value, references: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    oracle = [number for reference in references if (number := reference.get(value.name)) is not None]
+    number = _finite(value.value)
+    bounds = interval(value) if number is not None else None
+    note = value.note or ("not a finite number" if value.value is not None and number is None else "")
+    return {
+        "metric": value.name,
+        "value": number,
+        "unit": value.unit,
+        "better": value.better,
+        "oracle_mean": statistics.fmean(oracle) if oracle else None,
+        "oracle_sd": statistics.stdev(oracle) if len(oracle) > 1 else None,
+        "chance": value.chance,
+        "ci_low": _finite(bounds[0]) if bounds else None,
+        "ci_high": _finite(bounds[1]) if bounds else None,
+        "n_images": value.n_images,
+        "n_units": value.n_units,
+        "note": note or None,
+    }
+
+
+def _finite(number: Any) -> float | None:
+    return float(number) if number is not None and math.isfinite(number) else None
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def classify(error: BaseException) -> Verdict:
+    """The status that an exception of a method, or of its task, becomes."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MissingDependency):
+        return Verdict("skipped", str(error))
+    if isinstance(error, ModuleNotFoundError):
+        return Verdict("skipped", f"needs the package '{error.name}', which is not installed.")
+    if isinstance(error, InvalidModel):
+        return Verdict("invalid", text)
+    # torch.OutOfMemoryError on CUDA; a plain RuntimeError by the CPU's allocator
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return Verdict("oom", text)
+    return Verdict("failed", text)
+
+
+# ---------------------------------------------------------------- process and files
+
+
+def _prepare_process(job: Mapping[str, Any]) -> None:
+    """Threads, determinism and seeds before anything of torch runs."""
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    if not torch.are_deterministic_algorithms_enabled():  # the server has done it, as a rule
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    load(job["plugins"], kinds=("method", "task", "metric"))
+
+
+def _build(job: Mapping[str, Any]) -> Trial:
+    task: Task = REGISTRY.create("task", job["task"], job["task_params"])
+    return task.build(job["request"], job["base_seed"])
+
+
+def _method(job: Mapping[str, Any]) -> tuple[Any, Entry]:
+    entry = REGISTRY.get("method", job["method"])
+    return REGISTRY.create("method", job["method"], job["method_params"]), entry
+
+
+def _metrics(job: Mapping[str, Any]) -> dict[str, Metric]:
+    return {m["spec"]: REGISTRY.create("metric", m["name"], m["params"]) for m in job["metrics"]}
+
+
+def _own_oracle(entry: Entry, job: Mapping[str, Any]) -> int | None:
+    return job["method_seed"] if entry.sees == "trial" else None
+
+
+def _save_arrays(trial: Trial, answers: Answers, scratch: Path) -> None:
+    import numpy as np
+
+    columns = {f"question.{name}": column for name, column in trial.questions.items()}
+    columns |= {f"answer.{name}": column for name, column in answers.items()}
+    with _disk_trouble_is_no_methods_fault():
+        np.savez_compressed(scratch / "arrays.npz", **columns)  # type: ignore[arg-type]  # numpy's stub knows no ** columns
+        write_through(scratch / "arrays.npz")
+
+
+def load_answers(path: Path) -> Answers:
+    """The answers in a finished cell's arrays."""
+    import numpy as np
+
+    with np.load(path) as stored:
+        return {name.removeprefix("answer."): stored[name] for name in stored.files if name.startswith("answer.")}
+
+
+def _save_result(result: Mapping[str, Any], scratch: Path) -> None:
+    with _disk_trouble_is_no_methods_fault():
+        (scratch / "result.json").write_text(json.dumps(result))
+
+
+@contextlib.contextmanager
+def _disk_trouble_is_no_methods_fault() -> Iterator[None]:
+    """Ends the process with a code of its own when results cannot be written, so that no method is blamed for it."""
+    try:
+        yield
+    except OSError as error:
+        print(f"cannot write results: {error}", file=sys.stderr, flush=True)
+        os._exit(DISK_TROUBLE)

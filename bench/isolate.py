@@ -1,0 +1,174 @@
+"""Runs a function in its own process, within limits, and says how that process ended.
+
+The process is forked from a server that has imported torch once. It leads its own session, so that a kill takes its
+children along; it dies with the process that started it; and its output goes to a file. Only plain data goes in
+(a module-level function's name and a JSON-able payload) and nothing comes out but files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import psutil
+
+POLL_SECONDS = 0.1
+"""How often time and memory are looked at: a cell may overshoot its limits by what happens in between."""
+
+_START = threading.Lock()  # multiprocessing's own bookkeeping of children is not safe across threads
+_STOP = threading.Event()
+
+
+class Limits(NamedTuple):
+    """What a process may use before it is killed, children included."""
+
+    seconds: float
+    bytes: int
+    """Proportional set size (PSS) of the process tree."""
+
+
+class Ended(NamedTuple):
+    """How a process ended."""
+
+    how: Literal["exited", "timeout", "memory", "signal", "stopped"]
+    code: int
+    """Exit code, or the number of the signal that ended it."""
+    peak_bytes: int
+    """Largest PSS seen."""
+
+
+def preload(modules: Iterable[str]) -> None:
+    """Name the modules the server imports before it forks; has effect until the first process is started."""
+    _context().set_forkserver_preload(list(modules))
+
+
+def stop() -> None:
+    """Kill what runs now and start nothing more in this process, until `resume`."""
+    _STOP.set()
+
+
+def resume() -> None:
+    """Undo `stop`."""
+    _STOP.clear()
+
+
+def run(
+    function: str, payload: Mapping[str, Any], *, log: Path, limits: Limits, environment: Mapping[str, str] | None = None
+) -> Ended:
+    """Call `function(payload)` in a process of its own and wait for its end.
+
+    Args:
+        function: `package.module:name` of a module-level function.
+        payload: plain data.
+        log: the file its standard output and error go to.
+        limits: wall-clock and memory.
+        environment: variables set in the process before anything else runs.
+
+    Returns:
+        How it ended; `exited` with code 0 is the good end, 1 an exception that left its traceback in the log.
+    """
+    reader, alive = multiprocessing.Pipe(duplex=False)  # the child sees this process's death as the pipe's end
+    with contextlib.ExitStack() as stack:
+        stack.callback(alive.close)
+        process = _context().Process(
+            target=_enter, args=(function, dict(payload), str(log), dict(environment or {}), reader)
+        )
+        with _START:
+            process.start()
+        reader.close()
+        return _watch(process, limits)
+
+
+# ---------------------------------------------------------------- in the parent
+
+
+def _context() -> ForkServerContext:
+    return multiprocessing.get_context("forkserver")
+
+
+def _watch(process: ForkServerProcess, limits: Limits) -> Ended:
+    assert process.pid is not None  # it has been started
+    started, peak = time.monotonic(), 0
+    while True:
+        if wait([process.sentinel], timeout=POLL_SECONDS):
+            return _end(process, "exited", peak)
+        peak = max(peak, tree_bytes(process.pid))
+        if _STOP.is_set():
+            return _end(process, "stopped", peak)
+        if peak > limits.bytes:
+            return _end(process, "memory", peak)
+        if time.monotonic() - started > limits.seconds:
+            return _end(process, "timeout", peak)
+
+
+def _end(process: ForkServerProcess, how: Literal["exited", "timeout", "memory", "stopped"], peak: int) -> Ended:
+    assert process.pid is not None
+    kill_tree(process.pid)  # also what a finished one left behind in its session
+    with _START:
+        process.join()
+        code = process.exitcode or 0
+        process.close()
+    if how == "exited" and code < 0:
+        return Ended("signal", -code, peak)
+    return Ended(how, code, peak)
+
+
+def tree_bytes(pid: int) -> int:
+    """Proportional set size of a process and its descendants: shared pages are counted once, by parts."""
+    total = 0
+    for process in _tree(pid):
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+    return total
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process, its session's group, and the descendants that left the group."""
+    for process in _tree(pid)[1:]:  # before the group, to which the caller itself may belong
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(pid, signal.SIGKILL)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+# ---------------------------------------------------------------- in the child
+
+
+def _enter(function: str, payload: dict[str, Any], log: str, environment: dict[str, str], reader: Connection) -> None:
+    os.setsid()
+    threading.Thread(target=_die_with_parent, args=(reader,), daemon=True).start()
+    os.environ.update(environment)
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    # what the server's own streams were does not matter any more: text goes where the descriptors go
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+    module, _, name = function.partition(":")
+    getattr(importlib.import_module(module), name)(payload)
+
+
+def _die_with_parent(reader: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        reader.recv_bytes()
+    kill_tree(os.getpid())

@@ -1,0 +1,256 @@
+"""Turns a suite and what the command line adds to it into cells, each with its key. Runs nothing, imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+
+from .artifacts import digest
+from .errors import UsageError
+from .provenance import RESULT_VERSION, keyed_versions, source_digest
+from .registry import REGISTRY, Kind, Spec, did_you_mean, parse_spec
+from .types import Listed, Pool, Task
+
+REPORTED_POOL: Pool = "test"
+
+
+class Suite(pydantic.BaseModel):
+    """What to cross: the content of a suite file."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    tasks: list[str] = pydantic.Field(min_length=1)
+    methods: list[str] = pydantic.Field(min_length=1)
+    metrics: list[str] | None = None
+    """Metric specs; by default every registered metric with its defaults."""
+    requests: int | dict[str, int | list[str]] | None = None
+    """How many of each task's test requests, or which (of any pool), by task; by default all test requests."""
+    base_seeds: list[int] = [0]
+    method_seeds: list[int] = [0]
+    threads: int = pydantic.Field(default=1, ge=1)
+    timeout: float = pydantic.Field(default=3600, gt=0)
+    """Seconds a cell may take."""
+    memory: float = pydantic.Field(default=16, gt=0)
+    """GB (1e9 bytes) a cell's process tree may hold."""
+
+
+class Judge(NamedTuple):
+    """A metric as a cell uses it."""
+
+    spec: str
+    name: str
+    params: dict[str, Any]
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method on one request from one base model: the unit of work, isolation and resumption."""
+
+    task: str
+    task_params: dict[str, Any]
+    request: str
+    targets: tuple[str, ...]
+    pool: Pool
+    base_seed: int
+    method: str
+    method_params: dict[str, Any]
+    method_seed: int
+    threads: int
+    device: str
+    key: str
+    """Digest of everything the result depends on; metrics have their own."""
+    judges: tuple[Judge, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called in an output folder: what it crosses, and a digest where parameters could differ."""
+        params = digest(json.dumps([self.task_params, self.method_params, self.request], sort_keys=True))[:8]
+        parts = [self.task, self.request, f"b{self.base_seed}", self.method, f"s{self.method_seed}", params]
+        return "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", part) for part in parts)
+
+
+# ---------------------------------------------------------------- suites
+
+
+def suite_names() -> list[str]:
+    """The suites that ship with the package."""
+    folder = resources.files(__package__) / "suites"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A shipped suite by name, or one from a TOML file.
+
+    Raises:
+        UsageError: unknown name, unreadable or malformed file, unknown or wrongly typed key.
+    """
+    if not name.endswith(".toml"):
+        if name not in suite_names():
+            known = ", ".join(suite_names())
+            raise UsageError(
+                f"there is no suite '{name}'{did_you_mean(name, suite_names())}; there is {known}, or give a .toml file."
+            )
+        return _parse_suite((resources.files(__package__) / "suites" / f"{name}.toml").read_text(), name)
+    try:
+        text = Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"suite file {name} cannot be read: {error}.") from error
+    return _parse_suite(text, name)
+
+
+def _parse_suite(text: str, source: str) -> Suite:
+    try:
+        return Suite.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"suite file {source} is not valid TOML: {error}.") from error
+    except pydantic.ValidationError as error:
+        raise UsageError(f"suite file {source}: {_sentence(error)}.") from error
+
+
+def _sentence(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else "?"
+    allowed = list(Suite.model_fields)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{did_you_mean(key, allowed)}; it may have {', '.join(allowed)}"
+    if first["type"] == "missing":
+        return f"the key '{key}' is missing"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key} = {first['input']!r} does not do: {message}"
+
+
+# ---------------------------------------------------------------- expansion
+
+
+def expand(suite: Suite, *, device: str) -> list[Cell]:
+    """All cells of a suite, in the order of its lists.
+
+    Raises:
+        UsageError: an unknown or ill-parameterised task, method, metric, request or seed.
+    """
+    judges = tuple(_judge(spec) for spec in _metric_specs(suite))
+    methods = [_resolved("method", parse_spec(text)) for text in _unique(suite.methods)]
+    cells = []
+    for text in _unique(suite.tasks):
+        spec, params, task = _resolved("task", parse_spec(text))
+        _check_seeds(spec.name, task, suite.base_seeds)
+        for listed in select(spec.name, task, suite.requests):
+            for base_seed in suite.base_seeds:
+                facts = _task_facts(spec.name, params, task, listed, base_seed)
+                for method, method_params, _ in methods:
+                    for method_seed in suite.method_seeds:
+                        key = _cell_key(facts, method.name, method_params, method_seed, suite.threads, device)
+                        cells.append(
+                            Cell(
+                                spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
+                                method.name, method_params, method_seed, suite.threads, device, key, judges,
+                            )
+                        )  # fmt: skip
+    return cells
+
+
+def select(name: str, task: Task, wanted: int | Mapping[str, int | Sequence[str]] | None) -> list[Listed]:
+    """The requests a suite asks of a task: the first ones of its test pool, all of them, or those named."""
+    listed = task.requests()
+    mine = wanted.get(name) if isinstance(wanted, Mapping) else wanted
+    if mine is None or isinstance(mine, int):
+        tested = [request for request in listed if request.pool == REPORTED_POOL]
+        if mine is not None and not 1 <= mine <= len(tested):
+            raise UsageError(f"requests = {mine} for task '{name}', which has 1 to {len(tested)} test requests.")
+        return tested[:mine]
+    by_id = {request.id: request for request in listed}
+    for unknown in (id for id in mine if id not in by_id):
+        raise UsageError(
+            f"task '{name}' has no request '{unknown}'{did_you_mean(unknown, by_id)}; it has {', '.join(by_id)}."
+        )
+    return [by_id[id] for id in dict.fromkeys(mine)]
+
+
+def _metric_specs(suite: Suite) -> list[str]:
+    return _unique(suite.metrics) if suite.metrics is not None else REGISTRY.names("metric")
+
+
+def _unique(specs: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(specs))
+
+
+def _check_seeds(name: str, task: Task, base_seeds: Sequence[int]) -> None:
+    for seed in base_seeds:
+        if seed not in task.base_seeds:
+            allowed = ", ".join(map(str, task.base_seeds))
+            raise UsageError(f"task '{name}' has no base seed {seed}; it has {allowed}.")
+
+
+def _resolved(kind: Kind, spec: Spec) -> tuple[Spec, dict[str, Any], Any]:
+    """A spec with its full parameters, defaults included, as plain data, and the instance they make."""
+    instance = REGISTRY.create(kind, spec.name, spec.params)
+    params = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
+    try:
+        return spec, json.loads(json.dumps(params, default=str)), instance
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{kind} '{spec.name}' has a parameter that is no plain value: {error}.") from error
+
+
+def _judge(text: str) -> Judge:
+    spec, params, _ = _resolved("metric", parse_spec(text))
+    key = digest({"metric": spec.name, "params": params, "source": _source("metric", spec.name), "version": RESULT_VERSION})
+    return Judge(text, spec.name, params, key)
+
+
+def _task_facts(name: str, params: dict[str, Any], task: Task, listed: Listed, base_seed: int) -> dict[str, Any]:
+    return {
+        "task": name,
+        "task_params": params,
+        "task_source": _source("task", name),
+        "request": listed.id,
+        "base_seed": base_seed,
+        "content": task.fingerprint(listed.id, base_seed),
+    }
+
+
+def _cell_key(facts: Mapping[str, Any], method: str, params: dict[str, Any], seed: int, threads: int, device: str) -> str:
+    return digest(
+        {
+            **facts,
+            "method": method,
+            "method_params": params,
+            "method_source": _source("method", method),
+            "method_seed": seed,
+            "threads": threads,
+            "device": device,
+            "version": RESULT_VERSION,
+            "libraries": keyed_versions(),
+        }
+    )
+
+
+def _source(kind: Kind, name: str) -> str:
+    entry = REGISTRY.get(kind, name)
+    return source_digest(entry.cls, entry.source)
+
+
+def controls() -> list[str]:
+    """The registered methods that are reference points."""
+    return [name for name in REGISTRY.names("method") if REGISTRY.get("method", name).control]
+
+
+def preloads(cells: Iterable[Cell]) -> list[str]:
+    """Modules worth importing once, in the server that cells are forked from: torch, and what the tasks, methods and
+    metrics of these cells name in a class attribute `preload`."""
+    used: dict[tuple[Kind, str], None] = {}
+    for cell in cells:
+        used |= dict.fromkeys(
+            [("task", cell.task), ("method", cell.method), *(("metric", judge.name) for judge in cell.judges)]
+        )
+    wanted = [module for kind, name in used for module in getattr(REGISTRY.get(kind, name).cls, "preload", ())]
+    return list(dict.fromkeys(["torch", *wanted]))

@@ -1,0 +1,96 @@
+"""What is still recognised: accuracies of forgotten and kept concepts, from the answers alone.
+
+All are macro averages (images -> concepts). Forget accuracies are best where the retrained model's is: a model that
+never saw the target still guesses, so an accuracy below its is over-forgetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from slugbench.bench import Outcome, Value, metric
+from slugbench.bench.types import Better
+
+
+@metric("zero_shot")
+@dataclass(frozen=True)
+class ZeroShot:
+    """Zero-shot accuracies of a CLIP: forget (fa), retain (ra; near and far from the target), another task (util)."""
+
+    def __call__(self, outcome: Outcome) -> list[Value]:
+        """Values `fa@1 fa@5 ra@1 ra_near@1 ra_far@1 near_gap util@1`, accuracies in [0, 1], `near_gap` in [-2, 2]."""
+        if outcome.trial.request.objective.kind != "clip":
+            return []
+        q, chance = outcome.trial.questions, 1 / outcome.trial.n_classes
+        retain, near, utility = q["split"] == "retain", q["near"].astype(bool), q["split"] == "utility"
+        return [
+            _top(outcome, "fa@1", q["split"] == "forget", chance=chance, better="oracle"),
+            _top(outcome, "fa@5", q["split"] == "forget", k=5, chance=min(1.0, 5 * chance), better="oracle"),
+            _top(outcome, "ra@1", retain, chance=chance),
+            _top(outcome, "ra_near@1", retain & near, chance=chance),
+            _top(outcome, "ra_far@1", retain & ~near, chance=chance),
+            near_gap(outcome),
+            # the other task has its own candidates: as many as it has labels
+            _top(outcome, "util@1", utility, chance=1 / max(1, len(np.unique(q["label"][utility])))),
+        ]
+
+
+@metric("accuracy")
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracies of a classifier on the forgotten classes, the kept ones, and all of them."""
+
+    def __call__(self, outcome: Outcome) -> list[Value]:
+        """Values `acc_forget acc_retain acc_test`, in [0, 1]."""
+        if outcome.trial.request.objective.kind != "classifier":
+            return []
+        split, chance = outcome.trial.questions["split"], 1 / outcome.trial.n_classes
+        forget, retain = split == "forget", split == "retain"
+        return [
+            _top(outcome, "acc_forget", forget, chance=chance, better="oracle"),
+            _top(outcome, "acc_retain", retain, chance=chance),
+            # holds the forgotten classes, so that the highest is the untouched model's and not the best
+            _top(outcome, "acc_test", forget | retain, chance=chance, better="oracle"),
+        ]
+
+
+def near_gap(outcome: Outcome) -> Value:
+    """How much more the target's neighbours lost than the other kept concepts did, (far - near) minus the original's.
+
+    Positive: neighbours were dragged along. A retrained model's is about 0, and closest to it is best.
+    """
+    q = outcome.trial.questions
+    retain = q["split"] == "retain"
+    near = q["near"][retain].astype(bool)
+    if near.all() or not near.any():
+        return Value("near_gap", None, better="oracle", note="no question about a kept concept is near, or all are")
+    right, before = outcome.answers["rank"][retain] == 0, outcome.trial.original["rank"][retain] == 0
+    x = right.astype(np.float64) - before
+    arrays = {"x": x, "unit": q["unit"][retain], "stratum": near}
+    n_units = len(np.unique(arrays["unit"]))
+    return Value("near_gap", _far_minus_near(arrays), "", "oracle", None, len(x), n_units, arrays, _far_minus_near)
+
+
+def macro(x: np.ndarray, unit: np.ndarray) -> float:
+    """The mean over units of the mean over a unit's images; NaN of nothing."""
+    if len(x) == 0:
+        return float("nan")
+    code = np.unique(unit, return_inverse=True)[1]
+    return float((np.bincount(code, x) / np.bincount(code)).mean())
+
+
+def _far_minus_near(arrays: Mapping[str, np.ndarray]) -> float:
+    near = arrays["stratum"]
+    return macro(arrays["x"][~near], arrays["unit"][~near]) - macro(arrays["x"][near], arrays["unit"][near])
+
+
+def _top(outcome: Outcome, name: str, rows: np.ndarray, *, k: int = 1, chance: float, better: Better = "higher") -> Value:
+    """Share of those questions whose true label is among the model's first k."""
+    if not rows.any():
+        return Value(name, None, "", better, chance, note="the task asks no question of this kind")
+    x = (outcome.answers["rank"][rows] < k).astype(np.float64)
+    unit = outcome.trial.questions["unit"][rows]
+    return Value(name, macro(x, unit), "", better, chance, len(x), len(np.unique(unit)), {"x": x, "unit": unit})

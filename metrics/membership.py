@@ -1,0 +1,60 @@
+"""Whether it still shows which images of the forgotten concepts were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from slugbench.bench import Answers, Outcome, Value, metric
+from slugbench.bench.intervals import interval
+
+ATTACKABLE = 0.6
+"""The AUC from which on the original model counts as attackable, if its interval lies above 0.5 as well."""
+
+
+@metric("mia_sample")
+@dataclass(frozen=True)
+class SampleMembership:
+    """AUC of telling the forgotten training images from unseen images of the same concepts by the model's confidence.
+
+        AUC = P(score of a member > score of a non-member) + P(equal) / 2,   score = log p(y) / (1 - p(y))
+
+    0.5 is chance, and values below it leak as well (over-forgotten members stand out), so closest to the retrained
+    model is best. Null where the original model itself cannot be attacked: 0.5 would then prove nothing.
+
+    References:
+        Carlini et al., Membership Inference Attacks From First Principles, 2022 (the score).
+    """
+
+    def __call__(self, outcome: Outcome) -> list[Value]:
+        """One value `mia_sample`, in [0, 1]; none where the task asks nothing about the forget split itself."""
+        split = outcome.trial.questions["split"]
+        if not (split == "forget_train").any() or not (split == "forget").any():
+            return []
+        before = membership_auc(outcome, outcome.trial.original)
+        # of many requests some pass the interval by chance, hence the floor too; a few hundred draws are enough for it
+        low, high = interval(before, resamples=400) or (0.0, 1.0)
+        if low <= 0.5 or (before.value or 0) < ATTACKABLE:
+            note = f"uninformative: the original's own AUC is {before.value:.2f} (95 % {low:.2f} to {high:.2f})"
+            return [Value("mia_sample", None, "", "oracle", 0.5, before.n_images, before.n_units, note=note)]
+        return [membership_auc(outcome, outcome.answers)]
+
+
+def membership_auc(outcome: Outcome, answers: Answers) -> Value:
+    """The attack on one model of a trial: members are its forget split, non-members the test images of the targets."""
+    q = outcome.trial.questions
+    rows = np.isin(q["split"], ("forget", "forget_train"))
+    arrays = {"x": answers["score"][rows], "unit": q["unit"][rows], "member": q["split"][rows] == "forget_train"}
+    n_units = len(np.unique(arrays["unit"]))
+    return Value("mia_sample", _auc(arrays), "", "oracle", 0.5, len(arrays["x"]), n_units, arrays, _auc)
+
+
+def _auc(arrays: Mapping[str, np.ndarray]) -> float:
+    """Area under the ROC curve, ties counted half; NaN without members or non-members."""
+    member, other = arrays["x"][arrays["member"]], np.sort(arrays["x"][~arrays["member"]])
+    if len(member) == 0 or len(other) == 0:
+        return float("nan")
+    below_or_tied = np.searchsorted(other, member, "left").sum() + np.searchsorted(other, member, "right").sum()
+    return float(below_or_tied) / (2 * len(member) * len(other))

@@ -1,0 +1,427 @@
+"""Class forgetting on real images: the 1,797 handwritten-digit scans that ship inside scikit-learn.
+
+A small convolutional classifier is trained on 400 of them, and one request each asks it to forget a digit. It is the
+home ground of methods made for classifiers; models retrained without the digit, the oracles, take a second or two.
+The base models and three oracles a digit ship with the package; `slugbench artifacts rebuild digits` remakes them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+
+from slugbench.bench import (
+    Answers,
+    Batch,
+    Budget,
+    Gate,
+    Listed,
+    Model,
+    Request,
+    Scores,
+    Split,
+    TensorSplit,
+    Trial,
+    UsageError,
+    Validation,
+    Wanted,
+    cached,
+    digest,
+    file_digest,
+    task,
+)
+from slugbench.bench.types import Pool
+
+from ._shipped import assets, load_weights, save_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+N_CLASSES = 10
+N_ORACLES = 3
+POOLS: tuple[Pool, ...] = ("test", "sealed", "tune", "test", "dev", "test", "dev", "tune", "test", "test")
+"""The pool of each digit's request, dealt as dev, tune, test, sealed over numpy's default_rng(0).permutation(10)."""
+
+# the recipe of base models and oracles alike; oracles see fewer images, in as many steps
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 400, 64, 3e-3, 0.05
+RECIPE = {"steps": STEPS, "batch": BATCH, "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "version": 1}
+
+NEVER = -1e4
+"""The logit of a masked class: finite, so that scores and distances stay finite, and far below any real one (-50)."""
+
+
+@task("digits")
+@dataclass(frozen=True)
+class Digits:
+    """Forgetting one class of a small classifier of real handwritten digits; no download, oracles in seconds."""
+
+    base_seeds: ClassVar[tuple[int, ...]] = (0, 1, 2)
+    preload: ClassVar[tuple[str, ...]] = ("sklearn.datasets", "safetensors.torch")
+
+    def requests(self) -> tuple[Listed, ...]:
+        """`class-0` to `class-9`, one digit each."""
+        return tuple(Listed(f"class-{digit}", (str(digit),), pool) for digit, pool in enumerate(POOLS))
+
+    def build(self, request_id: str, base_seed: int) -> Trial:
+        """The trial of one digit for one base model; made anew, and in a seventh of a second once the scans are read."""
+        digit, data, splits = self._digit(request_id), load_data(), load_splits()
+        label = data["label"].numpy()
+        train, validation, test = ((rows[label[rows] == digit], rows[label[rows] != digit]) for rows in splits)
+        kept = Validation(_subset(validation[0]), _subset(validation[1]))
+        model = self._base(base_seed)
+        request = Request(
+            model=model,
+            targets=(str(digit),),
+            forget=_subset(train[0]),
+            retain=_subset(train[1]),
+            validation=kept,
+            objective=CrossEntropy(),
+            validate=partial(validate, kept),
+            budget=Budget(max_steps=STEPS, max_reads=STEPS * BATCH, max_evals=400),
+            goal=1 / N_CLASSES,
+        )
+        rows = np.concatenate([test[0], test[1], train[0]])
+        questions = {
+            "split": np.repeat(["forget", "retain", "forget_train"], [len(test[0]), len(test[1]), len(train[0])]),
+            "unit": label[rows],
+            "label": label[rows],
+            "near": np.zeros(len(rows), dtype=bool),  # no digit is declared another's neighbour
+            "index": rows,
+        }
+        answer = partial(answers, data["image"][rows], data["label"][rows])
+        oracle = partial(oracle_model, digit)
+        oracles = tuple(answer(oracle(s)) for s in range(N_ORACLES))
+        return Trial(request, questions, answer, answer(model), oracles, oracle, N_CLASSES, joint=False)
+
+    def fingerprint(self, request_id: str, base_seed: int) -> str:
+        """Digest of the base model, the oracles, the splits and the scans."""
+        digit, seed = self._digit(request_id), self._seed(base_seed)
+        names = [base_name(seed), *(oracle_name(digit, s) for s in range(N_ORACLES)), "splits.json"]
+        return digest({"files": [file_digest(assets("digits") / name) for name in names], "scans": file_digest(_scans())})
+
+    def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
+        """Bases learned the digits; oracles never name theirs, and know the others as well as the bases do.
+
+        Of the shipped models: bases 0.968 to 0.974 on the test scans and 0.92 to 1.00 on each digit; oracles 0.00 on
+        theirs and at most 0.009 less than the bases on the others. That training and test accuracy lie apart is not
+        asked for: 400 scans are learned by heart (1.00) without much harm to the rest, and no metric here needs it.
+        """
+        data, (_, _, test) = load_data(), load_splits()
+        image, label = data["image"][test], data["label"][test]
+        right = {f"base {seed}": answers(image, label, self._base(seed))["rank"] == 0 for seed in base_seeds}
+        found = [at_least(f"{name} learned the digits: test accuracy", hits.mean(), 0.96) for name, hits in right.items()]
+        for request_id in request_ids:
+            digit = self._digit(request_id)
+            own = label.numpy() == digit
+            oracles = [answers(image, label, oracle_model(digit, s))["rank"] == 0 for s in range(N_ORACLES)]
+            known = min(hits[own].mean() for hits in right.values())
+            named = max(hits[own].mean() for hits in oracles)
+            kept = [np.mean([hits[~own].mean() for hits in models]) for models in (right.values(), oracles)]
+            found += [
+                at_least(f"{request_id}: every base knows the digit: its test accuracy", known, 0.85),
+                at_most(f"{request_id}: oracle differs: its accuracy on the digit", named, 0.02),
+                at_most(f"{request_id}: oracle keeps utility: accuracy it lost on other digits", kept[0] - kept[1], 0.02),
+            ]
+        return found
+
+    def gates_after(self, frame: pd.DataFrame) -> list[Gate]:
+        """The controls are caught, each by the numbers that should give it away, in every cell that has them."""
+        columns = ["acc_forget", "acc_retain", "bytes_delta"]
+        frame = frame.astype({"value": float, "oracle_mean": float})
+        value, oracle = (
+            frame.pivot_table(index=["method", "cell"], columns="metric", values=of).reindex(columns=columns)
+            for of in ("value", "oracle_mean")
+        )
+        gap = value - oracle.reindex(index=value.index)
+        caught = {
+            "original": ("it still names the digit", gap["acc_forget"] >= 0.5),
+            # its scores cannot give it away (ks_d is null on a single class), but its unchanged weights can
+            "mask": ("its answers changed but no weight did", (gap["acc_forget"] < 0.5) & (value["bytes_delta"] == 0)),
+            "noise": ("it still names the digit or lost others", (gap["acc_forget"] >= 0.1) | (gap["acc_retain"] <= -0.05)),
+        }
+        measured = value.index.get_level_values("method")
+        return [
+            at_least(f"control {control} is caught ({how}): share of its cells", yes[measured == control].mean(), 1.0)
+            for control, (how, yes) in caught.items()
+            if control in measured
+        ]
+
+    def wanted(self) -> list[Wanted]:
+        """The scans inside scikit-learn."""
+        note = "1,797 scans of handwritten digits, 57 kB, CC BY 4.0 (UCI repository); pip install scikit-learn"
+        return [Wanted(_scans(), _scans().is_file(), note)]
+
+    def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
+        """Draw the splits and train 3 base models and 30 oracles into `folder`: about a minute on one core."""
+        import joblib
+
+        folder.mkdir(parents=True, exist_ok=True)
+        splits = draw_splits(load_data()["label"].numpy())
+        (folder / "splits.json").write_text(json.dumps(splits) + "\n")
+        rows = np.array(splits["train"])
+        bases = [(folder / base_name(seed), rows, seed, None) for seed in self.base_seeds]
+        oracles = [(folder / oracle_name(d, s), rows, oracle_seed(s), d) for d in range(N_CLASSES) for s in range(N_ORACLES)]
+        joblib.Parallel(n_jobs=jobs)(joblib.delayed(make)(*model) for model in [*bases, *oracles])
+
+    def _base(self, seed: int) -> Model:
+        return load_weights(network(), assets("digits") / base_name(self._seed(seed)))
+
+    def _seed(self, seed: int) -> int:
+        if seed not in self.base_seeds:
+            raise UsageError(f"digits has no base model of seed {seed}; it has {', '.join(map(str, self.base_seeds))}.")
+        return seed
+
+    def _digit(self, request_id: str) -> int:
+        ids = [listed.id for listed in self.requests()]
+        if request_id not in ids:
+            raise UsageError(f"digits has no request '{request_id}'; it has {', '.join(ids)}.")
+        return ids.index(request_id)
+
+
+# ---------------------------------------------------------------- data
+
+
+class Splits(NamedTuple):
+    """Rows of the scans for training, validation and testing; disjoint, and together all of them."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@cache
+def load_data() -> Batch:
+    """All scans: `image` (1797, 1, 8, 8) float in [0, 1], `label` (1797,) long, `index` (1797,) long."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    pixels, label = load_digits(return_X_y=True)
+    image = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+    return {"image": image, "label": torch.tensor(label), "index": torch.arange(len(image))}
+
+
+@cache
+def load_splits() -> Splits:
+    """The shipped splits."""
+    stored = json.loads((assets("digits") / "splits.json").read_text())
+    return Splits(*(np.array(stored[name]) for name in Splits._fields))
+
+
+def draw_splits(label: np.ndarray) -> dict[str, list[int]]:
+    """Of each digit 40 scans to train on and 30 for validation; the rest, 104 to 113, for testing."""
+    rng = np.random.default_rng(0)
+    drawn: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for digit in range(N_CLASSES):
+        rows = rng.permutation(np.flatnonzero(label == digit)).tolist()
+        for part, taken in (("train", rows[:40]), ("validation", rows[40:70]), ("test", rows[70:])):
+            drawn[part] += taken
+    return {part: sorted(rows) for part, rows in drawn.items()}
+
+
+def _subset(rows: np.ndarray) -> TensorSplit:
+    import torch
+
+    columns = {name: column[torch.from_numpy(rows)] for name, column in load_data().items()}
+    label = columns["label"]
+    return TensorSplit(columns, {str(digit): torch.nonzero(label == digit)[:, 0] for digit in label.unique().tolist()})
+
+
+def _scans() -> Path:
+    """The file inside scikit-learn, found without importing it."""
+    spec = find_spec("sklearn")
+    home = Path(spec.origin).parent if spec and spec.origin else Path("sklearn")
+    return home / "datasets" / "data" / "digits.csv.gz"
+
+
+# ---------------------------------------------------------------- models
+
+
+def network(seed: int = 0) -> Model:
+    """An untrained classifier, (B, 1, 8, 8) -> (B, 10) logits; 38,282 parameters, no state besides them."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
+        torch.default_generator.manual_seed(seed)
+        layers = {
+            "conv1": nn.Conv2d(1, 16, 3, padding=1),
+            "relu1": nn.ReLU(),
+            "conv2": nn.Conv2d(16, 32, 3, padding=1),
+            "relu2": nn.ReLU(),
+            "pool": nn.MaxPool2d(2),
+            "flatten": nn.Flatten(),  # 32 channels of 4 x 4
+            "hidden": nn.Linear(512, 64),
+            "relu3": nn.ReLU(),
+            "output": nn.Linear(64, N_CLASSES),
+        }
+        return nn.Sequential(OrderedDict(layers))
+
+
+def train(image: torch.Tensor, label: torch.Tensor, seed: int, *, steps: int = STEPS) -> Model:
+    """A classifier of those images: (N, 1, 8, 8) and (N,); the same bits for the same seed on the same platform."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    model, generator = network(seed), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    with _one_thread():
+        for _ in range(steps):
+            rows = torch.randint(len(image), (BATCH,), generator=generator)
+            optimizer.zero_grad()
+            cross_entropy(model(image[rows]), label[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def make(path: Path, rows: np.ndarray, seed: int, without: int | None) -> None:
+    """Train a model on those scans, leaving one digit out for an oracle, and write its weights."""
+    data = load_data()
+    if without is not None:
+        rows = rows[data["label"].numpy()[rows] != without]
+    save_weights(train(data["image"][rows], data["label"][rows], seed), path)
+
+
+def oracle_model(digit: int, s: int) -> Model:
+    """Oracle number s of a digit: shipped, or from number 3 on trained once and kept in the cache."""
+    path = assets("digits") / oracle_name(digit, s)
+    if not path.is_file():
+        seed, splits = oracle_seed(s), file_digest(assets("digits") / "splits.json")
+        key = {"digit": digit, "seed": seed, "recipe": RECIPE, "splits": splits}
+        path = cached("digits-oracle", key, lambda to: make(to, load_splits().train, seed, digit), suffix=".safetensors")
+    return load_weights(network(), path)
+
+
+def base_name(seed: int) -> str:
+    """The file of a base model."""
+    return f"base-{seed}.safetensors"
+
+
+def oracle_name(digit: int, s: int) -> str:
+    """The file of a digit's oracle number s."""
+    return f"class-{digit}-oracle-{s}.safetensors"
+
+
+def oracle_seed(s: int) -> int:
+    """Of initialisation and batches; apart from those of the bases, which an oracle has nothing to do with."""
+    return 1000 + s
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in another order round otherwise: with a fixed number of threads training is reproducible."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------- what methods and metrics are given
+
+
+class CrossEntropy:
+    """The objective of a classifier; ascending its very loss forgets (for SLUG an extension: its paper has none)."""
+
+    kind = "classifier"
+
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy with the labels."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(model(batch["image"]), batch["label"])
+
+    def forget_loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """The same cross-entropy."""
+        return self.loss(model, batch)
+
+    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The same images, each with one of the nine other labels, uniformly."""
+        import torch
+
+        label = batch["label"]
+        shift = torch.randint(1, N_CLASSES, label.shape, generator=generator, device=generator.device).to(label.device)
+        return {**batch, "label": (label + shift) % N_CLASSES}
+
+    def logits(self, model: Model, batch: Batch) -> torch.Tensor:
+        """(B, 10), a column a digit."""
+        return model(batch["image"])
+
+    def weights(self, model: Model) -> dict[str, list[str]]:
+        """All parameters, in one tower."""
+        return {"model": [name for name, _ in model.named_parameters()]}
+
+    def masked(self, model: Model, targets: Sequence[str]) -> Model:
+        """A copy with the targets' logits overwritten on the way out: same parameters, same state dict."""
+        import torch
+
+        columns = [int(target) for target in targets]
+
+        def overwrite(module: Model, inputs: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+            return logits.index_fill(-1, torch.tensor(columns, device=logits.device), NEVER)
+
+        copied = copy.deepcopy(model)
+        copied.register_forward_hook(overwrite)
+        return copied
+
+
+def validate(kept: Validation, model: Model, *, retain: bool = True) -> Scores:
+    """Accuracies of a model on the validation images of the digit and, unless `retain` is off, of the others."""
+    forget = _accuracy(model, kept.forget)
+    others = _accuracy(model, kept.retain) if retain else math.nan
+    return Scores(forget, others, math.sqrt(forget * (1 - forget) / len(kept.forget)))
+
+
+def answers(image: torch.Tensor, label: torch.Tensor, model: Model) -> Answers:
+    """What a model says to N images: `predicted` (-1: nothing that is a number), `rank` and `score`, (N,) each.
+
+    `score` = log p/(1-p) of the true label = z_y - log sum over the others of exp z, in float64.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        z_NC = model(image.to(device)).double().cpu()
+    z_y, column = z_NC.gather(1, label[:, None]), torch.arange(N_CLASSES)
+    # of equal logits the first column wins, as in argmax: a model that says the same to all is not right about all
+    ahead = (z_NC > z_y) | ((z_NC == z_y) & (column < label[:, None]))
+    score = z_y[:, 0] - z_NC.scatter(1, label[:, None], -math.inf).logsumexp(1)
+    # finite weights can still overflow; NaN compares as false and would rank as the best answer
+    void = ~z_NC.isfinite().all(1)
+    found = {
+        "predicted": z_NC.argmax(1).masked_fill(void, -1),
+        "rank": ahead.sum(1).masked_fill(void, N_CLASSES - 1),
+        "score": score.masked_fill(void, NEVER),
+    }
+    return {name: column.numpy() for name, column in found.items()}
+
+
+def _accuracy(model: Model, split: Split) -> float:
+    (batch,) = split.batches(len(split))
+    return float((answers(batch["image"], batch["label"], model)["rank"] == 0).mean())
+
+
+def at_least(name: str, value: float, limit: float) -> Gate:
+    """A gate with a lower limit."""
+    return Gate(name, float(value), f"at least {limit}", bool(value >= limit))
+
+
+def at_most(name: str, value: float, limit: float) -> Gate:
+    """A gate with an upper limit."""
+    return Gate(name, float(value), f"at most {limit}", bool(value <= limit))

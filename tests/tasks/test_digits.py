@@ -1,0 +1,258 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from slugbench.bench import TensorSplit, UsageError, Validation
+from slugbench.bench.types import Task
+from slugbench.tasks import digits
+from slugbench.tasks.digits import CrossEntropy, Digits
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return Digits().build("class-3", 0)
+
+
+def batch_of(split):
+    return next(split.batches(len(split)))
+
+
+# ---------------------------------------------------------------- what is listed, without torch
+
+
+def test_what_is_listed_and_keyed_needs_neither_torch_nor_scikit_learn():
+    code = (
+        "import sys; from slugbench.tasks.digits import Digits; t = Digits()\n"
+        "assert len(t.requests()) == 10 and t.wanted()[0].found and len(t.fingerprint('class-0', 0)) == 64\n"
+        "assert not {'torch', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pools_hold_two_dev_two_tune_five_test_and_one_sealed_request():
+    assert isinstance(Digits(), Task)
+    pools = [listed.pool for listed in Digits().requests()]
+    assert {pool: pools.count(pool) for pool in set(pools)} == {"dev": 2, "tune": 2, "test": 5, "sealed": 1}
+
+
+def test_fingerprints_differ_by_request_and_by_base():
+    assert len({Digits().fingerprint(f"class-{d}", seed) for d in range(10) for seed in (0, 1, 2)}) == 30
+
+
+@pytest.mark.parametrize(("request_id", "seed", "named"), [("class-10", 0, "class-9"), ("class-1", 3, "0, 1, 2")])
+def test_unknown_requests_and_seeds_are_refused_with_what_there_is(request_id, seed, named):
+    for ask in (Digits().build, Digits().fingerprint):
+        with pytest.raises(UsageError, match=named):
+            ask(request_id, seed)
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_splits_part_all_scans_and_are_stratified():
+    splits, label = digits.load_splits(), digits.load_data()["label"].numpy()
+    assert sorted(np.concatenate(splits).tolist()) == list(range(1797))
+    assert np.bincount(label[splits.train]).tolist() == [40] * 10
+    assert np.bincount(label[splits.validation]).tolist() == [30] * 10
+    assert len(splits.test) == 1097
+    assert digits.draw_splits(label) == {name: rows.tolist() for name, rows in splits._asdict().items()}
+
+
+def test_a_method_is_given_the_digit_to_forget_and_the_others_to_keep_and_no_test_scan(trial):
+    request, test = trial.request, set(digits.load_splits().test.tolist())
+    for forget, retain, n in ((request.forget, request.retain, 40), (*request.validation, 30)):
+        assert batch_of(forget)["label"].tolist() == [3] * n
+        assert np.bincount(batch_of(retain)["label"]).tolist() == [n, n, n, 0, n, n, n, n, n, n]
+        assert not test & {*batch_of(forget)["index"].tolist(), *batch_of(retain)["index"].tolist()}
+    assert len(request.forget.of("3")) == 40
+
+
+def test_questions_and_answers_are_columns_of_one_length(trial):
+    assert {len(c) for c in (*trial.questions.values(), *trial.original.values())} == {1097 + 40}
+    split, unit, index = (trial.questions[name] for name in ("split", "unit", "index"))
+    assert set(unit[split != "retain"]) == {3}
+    assert sorted(index[split != "forget_train"]) == digits.load_splits().test.tolist()
+    assert set(index[split == "forget_train"]) == set(batch_of(trial.request.forget)["index"].tolist())
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_training_gives_the_same_bits_whatever_the_callers_threads_and_random_state():
+    data, before = digits.load_data(), torch.get_num_threads()
+    first = digits.train(data["image"], data["label"], seed=5, steps=20).state_dict()
+    torch.rand(7)
+    torch.set_num_threads(2)
+    again = digits.train(data["image"], data["label"], seed=5, steps=20).state_dict()
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    other = digits.train(data["image"], data["label"], seed=6, steps=20).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["output.weight"], other["output.weight"])
+
+
+def test_a_shipped_oracle_can_be_remade(tmp_path, trial):
+    digits.make(tmp_path / "o.safetensors", digits.load_splits().train, digits.oracle_seed(1), without=3)
+    remade = trial.answer(digits.load_weights(digits.network(), tmp_path / "o.safetensors"))
+    # the same bits on the platform they were made on; elsewhere sums may round in another order
+    assert np.mean(remade["predicted"] == trial.oracles[1]["predicted"]) > 0.97
+
+
+def test_an_oracle_beyond_the_shipped_ones_is_trained_once_and_kept(tmp_path, monkeypatch, trial):
+    monkeypatch.setenv("SLUGBENCH_CACHE", str(tmp_path))
+    forget = trial.questions["split"] == "forget"
+    assert (trial.answer(trial.oracle_model(3))["predicted"][forget] != 3).all()
+    monkeypatch.setattr(digits, "make", None)
+    trial.oracle_model(3)
+
+
+def test_building_a_trial_leaves_the_random_state_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    Digits().build("class-0", 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------- answers
+
+
+class Says(torch.nn.Module):
+    """Answers each image with fixed logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits, dtype=torch.float32))
+
+    def forward(self, image):
+        return self.logits.expand(len(image), -1)
+
+
+def answers_of(logits, label):
+    return digits.answers(torch.zeros(len(label), 1, 8, 8), torch.tensor(label), Says(logits))
+
+
+def test_score_is_the_log_odds_of_the_true_label():
+    logits = np.linspace(-2, 3, 10)
+    p = np.exp(logits) / np.exp(logits).sum()
+    got = answers_of(logits.tolist(), list(range(10)))
+    assert got["score"] == pytest.approx(np.log(p / (1 - p)), abs=1e-6)  # logits are rounded to float32
+    assert got["rank"].tolist() == list(range(9, -1, -1))
+    assert got["predicted"].tolist() == [9] * 10
+
+
+def test_score_stays_finite_where_the_probability_rounds_to_one_or_zero():
+    got = answers_of([500.0] + [-500.0] * 9, [0, 1])
+    assert got["score"] == pytest.approx([1000 - np.log(9), -1000])
+
+
+def test_a_model_that_says_the_same_to_everything_is_right_about_one_digit_only():
+    got = answers_of([0.0] * 10, list(range(10)))
+    assert got["rank"].tolist() == list(range(10))
+    assert (got["rank"] == 0).tolist() == (got["predicted"] == np.arange(10)).tolist()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_answers_that_are_no_number_are_wrong_about_every_digit(broken):
+    got = answers_of([broken] * 10, list(range(10)))
+    assert (got["predicted"] == -1).all()
+    assert (got["rank"] == 9).all()
+    assert np.isfinite(got["score"]).all()
+
+
+# ---------------------------------------------------------------- what a method calls
+
+
+def test_validation_scores_are_accuracies_with_their_standard_error(trial):
+    image, label = torch.zeros(4, 1, 8, 8), torch.tensor([0, 0, 0, 1])
+    kept = Validation(TensorSplit({"image": image, "label": label}), TensorSplit({"image": image, "label": label + 1}))
+    scores = digits.validate(kept, Says([1.0] + [0.0] * 9))
+    assert scores == (0.75, 0.0, pytest.approx((0.75 * 0.25 / 4) ** 0.5))
+    assert np.isnan(digits.validate(kept, Says([1.0] + [0.0] * 9), retain=False).retain)
+    assert trial.request.validate(trial.request.model).retain > 0.95
+
+
+def test_relabel_draws_every_other_label_and_never_the_true_one():
+    batch = {"image": torch.zeros(9000, 1, 8, 8), "label": torch.full((9000,), 4)}
+    new = CrossEntropy().relabel(batch, torch.Generator().manual_seed(0))["label"]
+    counts = np.bincount(new, minlength=10)
+    assert counts[4] == 0
+    assert np.delete(counts, 4) == pytest.approx(1000, abs=120)  # sd 30
+    assert (batch["label"] == 4).all()
+
+
+def test_losses_agree_with_cross_entropy_by_hand(trial):
+    batch = batch_of(trial.request.forget)
+    logits = CrossEntropy().logits(trial.request.model, batch).detach().double().numpy()
+    by_hand = np.mean(np.log(np.exp(logits).sum(1)) - logits[:, 3])
+    assert CrossEntropy().loss(trial.request.model, batch).item() == pytest.approx(by_hand, rel=1e-4)
+    assert CrossEntropy().forget_loss(trial.request.model, batch).item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_weights_names_every_parameter_once(trial):
+    names = CrossEntropy().weights(trial.request.model)["model"]
+    assert sorted(names) == sorted(trial.request.model.state_dict())
+
+
+def test_masked_never_answers_the_target_and_changes_no_tensor(trial):
+    model = trial.request.model
+    masked = CrossEntropy().masked(model, ("3", "5"))
+    before, after = model.state_dict(), masked.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    answered = trial.answer(masked)
+    assert not {3, 5} & set(answered["predicted"].tolist())
+    assert np.isfinite(answered["score"]).all()
+    assert np.array_equal(trial.answer(model)["predicted"], trial.original["predicted"])
+
+
+# ---------------------------------------------------------------- gates
+
+
+def test_the_shipped_models_pass_every_gate():
+    task = Digits()
+    gates = task.gates([listed.id for listed in task.requests()], task.base_seeds)
+    assert len(gates) == 3 + 3 * 10
+    assert [gate for gate in gates if not gate.ok] == []
+
+
+def test_a_base_that_learned_nothing_and_an_oracle_that_saw_the_digit_fail_their_gates(monkeypatch):
+    base = digits.load_weights(digits.network(), digits.assets("digits") / digits.base_name(0))
+    monkeypatch.setattr(digits, "oracle_model", lambda digit, s: base)
+    assert [gate.ok for gate in Digits().gates(["class-2"], [0])] == [True, True, False, True]
+    monkeypatch.setattr(Digits, "_base", lambda self, seed: digits.network())
+    assert [gate.ok for gate in Digits().gates(["class-2"], [0])][:2] == [False, False]
+
+
+def table(method, acc_forget, acc_retain, bytes_delta):
+    """Two cells of a method; the oracle forgets wholly and keeps 0.97."""
+    values = {"acc_forget": (acc_forget, 0.0), "acc_retain": (acc_retain, 0.97), "bytes_delta": (bytes_delta, None)}
+    return pd.DataFrame(
+        {"method": method, "cell": f"{method}-{c}", "metric": name, "value": float(value), "oracle_mean": oracle}
+        for c in range(2)
+        for name, (value, oracle) in values.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("control", "caught", "missed"),
+    [
+        ("original", (0.98, 0.97, 0), (0.10, 0.97, 0)),
+        ("mask", (0.00, 0.97, 0), (0.00, 0.97, 400)),
+        ("noise", (0.00, 0.60, 400), (0.02, 0.96, 400)),
+    ],
+)
+def test_controls_are_caught_by_the_number_that_gives_them_away(control, caught, missed):
+    other = table("slug", 0.0, 0.97, 400)
+    (gate,) = Digits().gates_after(pd.concat([other, table(control, *caught)]))
+    assert (gate.ok, gate.value) == (True, 1.0)
+    (gate,) = Digits().gates_after(pd.concat([other, table(control, *missed)]))
+    assert (gate.ok, gate.value) == (False, 0.0)
+
+
+def test_a_table_without_controls_has_no_gates_after():
+    assert Digits().gates_after(table("slug", 0.0, 0.97, 400)) == []
