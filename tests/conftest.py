@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from slugbench.bench.registry import FOLDERS, Registry
-from slugbench.bench.types import Trial
 
-from .toys import restored_registry, toy_trial
+from .toys import restored_registry
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,9 +40,3 @@ def registry() -> Iterator[Registry]:
     """The process's registry, put back after the test."""
     with restored_registry() as found:
         yield found
-
-
-@pytest.fixture
-def trial() -> Trial:
-    """A fresh trial of the toy task that forgets one of eight blobs."""
-    return toy_trial()
