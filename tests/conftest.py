@@ -12,11 +12,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from slugbench.bench.registry import FOLDERS, Registry
 
 from .toys import restored_registry
+
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -95,7 +95,7 @@ class Shrugs:
 @metric("misreports")
 @dataclass(frozen=True)
 class Misreports:
-    """Give a null without a note, a value that is not its arrays' average, other names for an oracle; overwrite the answers."""
+    """Give a null without a note, a value that its arrays do not have, an oracle another; overwrite the answers."""
 
     expected_failures: ClassVar[dict[str, str]] = {
         "test_values_are_finite_or_null_with_a_note": "a null value says nothing",
