@@ -12,12 +12,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from slugbench.bench.registry import FOLDERS, Registry
-from slugbench.bench.types import Trial
 
-from .toys import restored_registry, toy_trial
+from .toys import restored_registry
+
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,9 +44,3 @@ def registry() -> Iterator[Registry]:
     """The process's registry, put back after the test."""
     with restored_registry() as found:
         yield found
-
-
-@pytest.fixture
-def trial() -> Trial:
-    """A fresh trial of the toy task that forgets one of eight blobs."""
-    return toy_trial()

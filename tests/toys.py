@@ -26,6 +26,8 @@ TOY_TASK = ROOT / "tests" / "plugins" / "toy_task.py"
 """The plug-in with the task `toy`: requests `dev tune single joint sealed`, base seeds 0 and 1."""
 FAILING = ROOT / "tests" / "plugins" / "failing.py"
 """The plug-in with the methods `noop raises hoards sleeps kills_itself nans`."""
+MISBEHAVING = ROOT / "tests" / "plugins" / "misbehaving.py"
+"""The plug-in with methods and a metric that break rules of the conformance tests, each of which has to notice."""
 EXAMPLE = ROOT / "examples" / "my_method.py"
 FAILURES = {"raises": "failed", "hoards": "oom", "sleeps": "timeout", "kills_itself": "crashed", "nans": "invalid"}
 """The method of each way to fail, and the status its cell gets."""

@@ -360,8 +360,8 @@ def test_an_installed_package_names_its_module_under_the_entry_point_group(regis
 
 
 @pytest.mark.parametrize("text", ["1 / 0\n", "import sys\nsys.exit()\n", "def f(:\n"])
-def test_an_installed_package_that_does_not_load_is_remembered_and_stops_nothing(registry, installed, text):
-    module = f"slugbench_extra_bad{abs(hash(text))}"
+def test_an_installed_package_that_does_not_load_is_remembered_and_stops_nothing(registry, installed, tmp_path, text):
+    module = tmp_path.name  # the process remembers modules: each case needs its own
     installed(module, text, "slugbench-bad")
     installed(module + "_good", PLUGIN.format(name="extra", strength=1))
     known = len(registry.broken)
