@@ -108,6 +108,8 @@ class Digits:
     def fingerprint(self, request_id: str, base_seed: int) -> str:
         """Digest of the base model, the oracles, the splits and the scans."""
         digit, seed = self._digit(request_id), self._seed(base_seed)
+        if not _scans().is_file():
+            raise UsageError(f"digits reads {_scans()}, which is not there; pip install scikit-learn.")
         names = [base_name(seed), *(oracle_name(digit, s) for s in range(N_ORACLES)), "splits.json"]
         return digest({"files": [file_digest(assets("digits") / name) for name in names], "scans": file_digest(_scans())})
 
