@@ -70,6 +70,8 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None], *, s
     if not path.exists():
         with FileLock(f"{path}.lock"):
             if not path.exists():
+                for left in path.parent.glob(f"{path.stem}.*.tmp{suffix}"):  # by one killed: whoever makes it holds the lock
+                    left.unlink()
                 unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp{suffix}")
                 try:
                     make(unfinished)

@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -153,14 +154,14 @@ class Registry:
             importlib.import_module(where)
         except UsageError:
             raise
-        except Exception as error:
-            raise UsageError(f"plug-in {where} does not load: {type(error).__name__}: {error}.") from error
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"plug-in {where} does not load: {_reason(error)}.") from error
 
     def _guard(self, source: str, load: Callable[[str], object]) -> None:
         try:
             load(source)
-        except Exception as error:  # a foreign plug-in may fail in any way; `slugbench list` reports it
-            self.broken.append(Broken(source, f"{type(error).__name__}: {error}"))
+        except (Exception, SystemExit) as error:  # a foreign plug-in may fail in any way; `slugbench list` reports it
+            self.broken.append(Broken(source, _reason(error)))
 
 
 REGISTRY = Registry()
@@ -221,7 +222,7 @@ def report(name: str) -> Callable[[T], T]:
 def _register(kind: Kind, name: str, arguments: tuple[str, ...] | None, **flags: Any) -> Callable[[T], T]:
     def add(cls: T) -> T:
         _check_definition(kind, name, cls, arguments)
-        source = inspect.getsourcefile(cls) or "<unknown>"
+        source = _file(cls)
         if flags.get("sees") == "trial" and not cls.__module__.startswith(f"{PACKAGE}."):
             raise UsageError(f"method '{name}' in {source} asks to see the trial; only built-in controls may.")
         REGISTRY.add(Entry(kind, name, cls, source, **flags))
@@ -231,7 +232,7 @@ def _register(kind: Kind, name: str, arguments: tuple[str, ...] | None, **flags:
 
 
 def _check_definition(kind: Kind, name: str, cls: type, arguments: tuple[str, ...] | None) -> None:
-    if not name.replace("_", "").isalnum() or name != name.lower():
+    if not re.fullmatch("[a-z0-9_]*[a-z0-9][a-z0-9_]*", name):
         raise UsageError(f"'{name}' is no {kind} name; use lower-case letters, digits and underscores.")
     params = getattr(cls, "__dataclass_params__", None)
     if params is None or not params.frozen:
@@ -240,7 +241,8 @@ def _check_definition(kind: Kind, name: str, cls: type, arguments: tuple[str, ..
         )
     if arguments is None:
         return
-    given = tuple(inspect.signature(cls.__call__).parameters)[1:] if "__call__" in vars(cls) else None
+    callable_ = any("__call__" in vars(base) for base in cls.__mro__)  # cls.__call__ alone would find type's own
+    given = tuple(inspect.signature(cls.__call__).parameters)[1:] if callable_ else None
     if given != arguments:
         wanted = f"__call__(self, {', '.join(arguments)})"
         raise UsageError(f"{kind} '{name}' ({cls.__qualname__}) needs {wanted}; it has {given or 'no __call__'}.")
@@ -251,13 +253,18 @@ def _check_definition(kind: Kind, name: str, cls: type, arguments: tuple[str, ..
 
 def parse_spec(text: str) -> Spec:
     """`name:key=value,key=value` -> Spec."""
-    name, _, rest = text.strip().partition(":")
+    name, _, rest = (part.strip() for part in text.partition(":"))
     params: dict[str, str] = {}
+    why = "" if name else "it has no name"
     for part in filter(None, (p.strip() for p in rest.split(","))):
-        key, equals, value = part.partition("=")
+        key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key:
-            raise UsageError(f"'{text}' is not of the form name:key=value,key=value; '{part}' has no '='.")
-        params[key.strip()] = value.strip()
+            why = f"'{part}' is no key=value"
+        elif key in params:
+            why = f"'{key}' is given twice"
+        params[key] = value
+    if why:
+        raise UsageError(f"'{text}' is not of the form name:key=value,key=value; {why}.")
     return Spec(name, params)
 
 
@@ -301,19 +308,32 @@ def _execute_file(path: Path) -> None:
     except UsageError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = getattr(error, "lineno", None)
-        place = f" (line {line})" if line else ""
-        raise UsageError(f"plug-in {path} does not load: {type(error).__name__}: {error}{place}.") from error
+        raise UsageError(f"plug-in {path} does not load: {_reason(error)}.") from error
+
+
+def _reason(error: BaseException) -> str:
+    """`Type: message` in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def _file(cls: type) -> str:
+    """The file that defines a class; `<unknown>` for one typed into a prompt or a notebook."""
+    try:
+        return inspect.getsourcefile(cls) or "<unknown>"
+    except (OSError, TypeError):
+        return "<unknown>"
 
 
 def _text(cls: type) -> str:
-    """A definition's source text, by which two imports of it are known to be the same."""
+    """What two imports of one definition agree in: its name and the whole text of its file, since a copy may differ
+    in a helper or a constant alone."""
     try:
-        return inspect.getsource(cls)
-    except OSError:
+        lines, _ = inspect.findsource(cls)
+    except (OSError, TypeError):
         return f"{cls.__module__}.{cls.__qualname__}@{id(cls)}"
+    return "".join([f"{cls.__qualname__}\n", *lines])
 
 
 def _null(value: Any) -> Any:

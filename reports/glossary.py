@@ -1,0 +1,157 @@
+"""What each metric means to a reader, which ones head a leaderboard, and how its numbers are written.
+
+Direction, unit and chance come with the rows. A metric that is not listed here, such as a plug-in's, is still
+shown; it only lacks a sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal, NamedTuple
+
+Kind = Literal["forget", "retain", "privacy", "distance", "cost", "other"]
+
+
+class About(NamedTuple):
+    """A metric in words."""
+
+    kind: Kind
+    title: str
+    text: str
+
+
+# The first pattern that matches the whole name wins; {} is the part in parentheses.
+KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
+    (
+        r"fa@(\d+)",
+        "forget",
+        "forget accuracy, top {}",
+        "Share of the targets' test images whose own name is among the {} best.",
+    ),
+    (r"acc_forget", "forget", "accuracy on the forgotten", "Test accuracy on the classes to be forgotten."),
+    (
+        r"ua",
+        "forget",
+        "unlearning accuracy",
+        "Share of images prompted with the target that the classifier does not call it.",
+    ),
+    (r"ra@(\d+)", "retain", "retained accuracy, top {}", "The same on all other concepts; the targets are left out."),
+    (r"ra_near@(\d+)", "retain", "retained accuracy, near", "On the targets' closest relatives, where damage shows first."),
+    (r"ra_far@(\d+)", "retain", "retained accuracy, far", "On concepts unrelated to the targets."),
+    (
+        r"near_gap",
+        "retain",
+        "extra loss on neighbours",
+        "(far - near) after minus before unlearning; at 0 relatives lost no more than others.",
+    ),
+    (
+        r"util@(\d+)",
+        "retain",
+        "other task, top {}",
+        "Accuracy of the same model on a task that has nothing to do with the targets.",
+    ),
+    (r"acc_retain", "retain", "accuracy on the retained", "Accuracy on the classes to be kept."),
+    (r"acc_test", "retain", "test accuracy", "Accuracy on test images."),
+    (r"ira", "retain", "in-domain retained accuracy", "Accuracy on the other concepts of the target's domain."),
+    (r"cra(?:_\w+)?", "retain", "cross-domain retained accuracy", "Accuracy on the concepts of the other domain."),
+    (
+        r"mia_sample",
+        "privacy",
+        "membership attack, AUC",
+        "How well confidence tells the targets' training images from unseen images of theirs.",
+    ),
+    (r"mia_\w+|u_lira|rmia", "privacy", "membership attack", "How well an attacker tells members from non-members."),
+    (
+        r"ks_d",
+        "distance",
+        "KS distance to oracles",
+        "Largest gap between the distributions of confidence on the forgotten; the oracle value is oracle against oracle.",
+    ),
+    (
+        r"fq|avg_gap|tow|klom\w*|eps_i\w*",
+        "distance",
+        "closeness to oracles",
+        "How far the model's answers are from those of retrained models.",
+    ),
+    (r"t_prepare", "cost", "preparation", "Seconds for gradients, masks or decompositions."),
+    (r"t_search", "cost", "search", "Seconds for choosing steps, layers and stops on the validation split."),
+    (r"t_apply", "cost", "editing", "Seconds for changing the weights."),
+    (r"t_total", "cost", "time", "Seconds in all, search included."),
+    (r"n_forget_read", "cost", "forget reads", "Samples read from the forget split, repetitions counted."),
+    (r"n_retain_read", "cost", "retain reads", "Samples read from the retain split, repetitions counted."),
+    (r"n_evals", "cost", "validations", "Evaluations on the validation split."),
+    (r"peak_device_bytes", "cost", "device memory", "Peak bytes allocated on the accelerator."),
+    (r"peak_device_reserved_bytes", "cost", "device memory, reserved", "Peak bytes reserved on the accelerator."),
+    (r"peak_rss_bytes", "cost", "host memory", "Peak resident memory of the cell's process."),
+    (r"bytes_delta", "cost", "size of the edit", "Smallest file that turns the original into the unlearned model."),
+    (r"energy_j", "cost", "energy", "Joules by the machine's counters."),
+)
+
+FORGET = ("fa@1", "acc_forget", "ua")
+RETAIN = ("ra@1", "acc_retain", "ira")
+PRIVACY = ("mia_sample",)
+ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "other", "cost")
+BETTER = {"higher": "higher is better", "lower": "lower is better", "oracle": "nearest to the oracle is best"}
+ARROW = {"higher": "↑", "lower": "↓", "oracle": "→R"}
+
+
+def about(metric: str) -> About:
+    """The description of a metric; unknown ones come back as kind `other` without a sentence."""
+    for pattern, kind, title, text in KNOWN:
+        if match := re.fullmatch(pattern, metric):
+            part = match.group(1) if match.re.groups else ""
+            return About(kind, title.format(part), text.format(part))
+    return About("other", metric, "")
+
+
+def position(metric: str) -> tuple[int, int, str]:
+    """Sort key: the order of kinds, within a kind that of `KNOWN`, then the name."""
+    listed = [i for i, known in enumerate(KNOWN) if re.fullmatch(known[0], metric)]
+    return ORDER.index(about(metric).kind), listed[0] if listed else len(KNOWN), metric
+
+
+def is_bytes(metric: str, unit: str | None) -> bool:
+    """Whether a metric counts bytes."""
+    return (unit or "").lower() in {"b", "byte", "bytes"} or "bytes" in metric
+
+
+def number(value: float | None, metric: str = "", unit: str | None = None) -> str:
+    """A value as people read it: three decimals for shares, three digits for costs, counts in full; `—` for null."""
+    if value is None or math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if is_bytes(metric, unit):
+        return _bytes(value)
+    if metric.startswith("n_"):
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+    if about(metric).kind == "cost" or abs(value) >= 100:
+        return _digits(value)
+    return f"{value + 0.0:.3f}" if round(value, 3) else "0.000"  # no "-0.000"
+
+
+def signed(value: float | None) -> str:
+    """A difference, with its sign unless it rounds to nothing."""
+    return number(value) if value is None or not round(value, 3) else f"{value:+.3f}"
+
+
+def unit_of(metric: str, unit: str | None) -> str:
+    """The unit to print in a header; bytes carry theirs with each number."""
+    if is_bytes(metric, unit):
+        return ""
+    return unit or {"t_": "s"}.get(metric[:2], "")
+
+
+def _digits(value: float) -> str:
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(decimals, 4)}f}"
+
+
+def _bytes(value: float) -> str:
+    power = min(3, max(0, math.floor(math.log10(abs(value)) / 3))) if value else 0
+    if power == 0:
+        return f"{value:.0f} B"
+    return f"{_digits(value / 1000**power)} {('kB', 'MB', 'GB')[power - 1]}"

@@ -1,0 +1,82 @@
+"""One self-contained HTML page: no script, style, font or picture is loaded from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slugbench.bench import report
+
+from . import facts, figures, glossary, tables
+from .frame import normalised
+from .tables import Board
+
+CAPTIONS = {
+    "trade-off": "The dotted cross is the mean oracle. Hollow marks are controls or incomplete; bars are as in the table.",
+    "quality-time": "Lower is nearer to the retrained model, left is cheaper. Time is a median and includes the search.",
+    "profile": "Grey line and band: oracles, mean and one standard deviation. Dotted: chance. Small ticks: single cells.",
+}
+
+
+@report("html")
+@dataclass(frozen=True)
+class Html:
+    """A self-contained page: leaderboards, figures, costs, unfinished cells, gates, provenance, glossary."""
+
+    def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+        """Write `index.html`."""
+        path = Path(out) / "index.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(frame, runs), encoding="utf-8")
+        return [path]
+
+
+def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
+    """The page's text; the same rows and runs give the same bytes."""
+    import jinja2
+
+    frame = normalised(frame)
+    boards = tables.boards(frame, runs)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["mark"] = lambda mark: "†" if mark == tables.INCOMPLETE else mark
+    return environment.get_template("page.html").render(
+        suite=facts.suites(frame, runs),
+        dates=facts.dates(frame),
+        counts=facts.counts(frame),
+        n_cells=frame["cell"].nunique(),
+        by_task=[(task, [b for b in boards if b.task == task]) for task in dict.fromkeys(b.task for b in boards)],
+        pictures=_pictures,
+        number=glossary.number,
+        signed=glossary.signed,
+        about=glossary.about,
+        tables=tables,
+        anchor=figures.slug_of,
+        key=_key,
+        troubled=tables.troubled(frame).to_dict("records"),
+        gates=facts.gates(runs),
+        origins=facts.origins(frame, runs),
+        commands=facts.commands(frame, runs),
+        citation=facts.citation(frame, runs),
+        glossary=facts.glossary(boards),
+    )
+
+
+def _pictures(board: Board) -> list[dict[str, str]]:
+    found = []
+    for name, draw in figures.FIGURES.items():
+        if (figure := draw(board)) is not None:
+            found.append({"name": name, "svg": figures.svg(figure, figures.slug_of(board, name)), "caption": CAPTIONS[name]})
+    return found
+
+
+def _key(board: Board) -> dict[str, dict[str, str]]:
+    """For each method the colour of its mark, as the page writes it."""
+    variables = {figures.INK: "var(--ink)"}
+    return {m: {"color": variables.get(look.color, look.color)} for m, look in figures.looks(board.lines).items()}

@@ -1,0 +1,107 @@
+"""The leaderboards as one Markdown file, for READMEs and issues."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slugbench.bench import report
+
+from . import facts, tables
+from .frame import normalised
+from .tables import Board
+
+
+@report("md")
+@dataclass(frozen=True)
+class Markdown:
+    """Leaderboards, costs, unfinished cells, gates and provenance as Markdown."""
+
+    def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+        """Write `leaderboard.md`."""
+        path = Path(out) / "leaderboard.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(document(normalised(frame), runs), encoding="utf-8")
+        return [path]
+
+
+def document(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
+    """The file's text."""
+    boards = tables.boards(frame, runs)
+    counts = ", ".join(f"{n} {status}" for status, n in facts.counts(frame)) or "no cells"
+    parts = [
+        f"# Leaderboard of the suite {escaped(facts.suites(frame, runs))}",
+        f"{facts.dates(frame)}; {counts}. ↑ higher is better, ↓ lower is better, →R nearest to the oracle is best, "
+        "a model retrained without the forgotten data.",
+    ]
+    for board in boards:
+        parts += _board(board)
+    parts += ["## Cells that did not finish", table(tables.troubled(frame)) or "None: every cell is ok."]
+    parts += ["## Acceptance gates", table(_gates(runs)) or "No gates are recorded with this run."]
+    parts += ["## Metrics", table(_glossary(boards)) or "None."]
+    parts += [
+        "## Reproduce and cite",
+        "```\n" + "\n".join(facts.commands(frame, runs)) + "\n```",
+        escaped(facts.citation(frame, runs)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _board(board: Board) -> list[str]:
+    shown = [*(c.name for c in board.quality()), "t_total"]
+    methods, controls = tables.split(board, shown)
+    costs = tables.wide(board, [c.name for c in board.costs()]).drop(columns=["rank", "to oracle"])
+    notes = "\n".join(f"- {_marked(mark)} {escaped(sentence)}" for mark, sentence in board.notes)
+    extent = f"{board.extent}. {board.params}".strip()
+    parts = [f"## {escaped(board.title)}", escaped(extent), table(methods, numbers_from=3)]
+    if len(controls):
+        parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=2)]
+    parts += [escaped(f"{board.order} {board.few}"), notes]
+    if board.costs():
+        parts += ["Costs: median over cells (lowest..highest).", table(costs, numbers_from=2)]
+    return [part for part in parts if part]
+
+
+def table(frame: pd.DataFrame, *, numbers_from: int | None = None) -> str:
+    """A pipe table, empty text for an empty frame; columns from `numbers_from` on are aligned to the right."""
+    if not len(frame):
+        return ""
+    rule = ["---:" if numbers_from is not None and i >= numbers_from else "---" for i in range(frame.shape[1])]
+    rows = [[_marked_cell(escaped(str(value))) for value in row] for row in frame.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [[escaped(str(c)) for c in frame.columns], rule, *rows])
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown neither breaks a table on nor reads as HTML."""
+    return re.sub(r"\s+", " ", text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|"))
+
+
+def _marked_cell(text: str) -> str:
+    return re.sub(r"\^([a-z]+)", r"<sup>\1</sup>", text)
+
+
+def _marked(mark: str) -> str:
+    return mark if mark == tables.INCOMPLETE else f"<sup>{mark}</sup>"
+
+
+def _gates(runs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    lines = [{**gate, "ok": "holds" if gate["ok"] else "**missed**"} for gate in facts.gates(runs)]
+    return pd.DataFrame(lines, columns=["task", "name", "when", "value", "limit", "ok", "note"])
+
+
+def _glossary(boards: Sequence[Board]) -> pd.DataFrame:
+    terms = [
+        {
+            "metric": t.name,
+            "what it is": f"{t.title}. {t.text}" if t.text else t.title,
+            "direction": t.direction,
+            "chance": t.chance,
+        }
+        for t in facts.glossary(boards)
+    ]
+    return pd.DataFrame(terms)

@@ -1,0 +1,591 @@
+"""Boards: what a leaderboard says, worked out once; the pages, texts and figures only lay it out.
+
+A board holds one kind of request (joint or single, one pool) of one task on one device. Controls are never ordered, a
+method with an unfinished or missing cell is never ordered, and no mean is taken over fewer cells without a mark.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .frame import SAME_CELL, normalised
+from .glossary import ARROW, FORGET, PRIVACY, RETAIN, about, number, position, unit_of
+from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
+
+CONTROLS = ("original", "oracle", "mask", "noise")
+"""Taken as controls where `run.json` does not name them."""
+BOARD = ["task", "task_params", "device", "threads", "pool", "joint"]
+INCOMPLETE = "†"
+
+
+class Column(NamedTuple):
+    """A metric on a board."""
+
+    name: str
+    better: str
+    unit: str
+    chance: float | None
+    oracle: float | None
+    """Mean over requests of the oracles' mean, and of their standard deviation."""
+    oracle_sd: float | None
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether it says what was spent rather than what was reached."""
+        return about(self.name).kind == "cost"
+
+    @property
+    def heading(self) -> str:
+        """Name with unit and direction, such as `fa@1 →R`."""
+        unit = f" ({unit})" if (unit := unit_of(self.name, self.unit)) else ""
+        return f"{self.name}{unit} {ARROW.get(self.better, '')}".rstrip()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of one method."""
+
+    estimate: Estimate
+    gap: float | None = None
+    """Mean over cells of value minus oracle mean, sign kept."""
+    marks: tuple[str, ...] = ()
+    """Marks of the board's notes: a dagger for an incomplete mean, letters for null values."""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method on a board."""
+
+    method: str
+    control: bool
+    n_ok: int
+    n_cells: int
+    """Cells asked for: finished, unfinished, and those of this board's requests and base seeds that were not run."""
+    entries: dict[str, Entry]
+    distance: Estimate | None = None
+    """Mean distance to the oracle over the board's axes: the order of the board."""
+    ranks: tuple[int, int] | None = None
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Failure classes of finished cells, and how often."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell that was asked for finished."""
+        return self.n_ok == self.n_cells
+
+    @property
+    def ok(self) -> str:
+        """`2/2`, or `1/2†`."""
+        return f"{self.n_ok}/{self.n_cells}" + ("" if self.complete else INCOMPLETE)
+
+
+@dataclass(frozen=True)
+class Board:
+    """A leaderboard, ready to be laid out."""
+
+    task: str
+    params: str
+    """Task parameters as `key=value, ...`, where the table holds several variants of the task; else empty."""
+    device: str
+    pool: str
+    joint: bool
+    setting: str
+    """Which requests these are, in words: `single requests`."""
+    extent: str
+    """How many requests, base seeds and method seeds."""
+    columns: tuple[Column, ...]
+    axes: tuple[str, ...]
+    """The metrics whose distances to the oracle make the order; empty where it cannot be had."""
+    ranked: tuple[Line, ...]
+    unranked: tuple[Line, ...]
+    """Methods with unfinished cells, or without a distance to the oracle."""
+    controls: tuple[Line, ...]
+    order: str
+    """How the methods are ordered, in a sentence or two."""
+    notes: tuple[tuple[str, str], ...]
+    """(mark, sentence) pairs."""
+    few: str
+    """What the intervals are, or why there are none."""
+    front: tuple[str, ...]
+    """Methods that no other beats on every axis and in time."""
+    rows: pd.DataFrame
+    """The board's rows with the columns `label`, `control`, `joint` added."""
+
+    @property
+    def title(self) -> str:
+        """`identities: joint requests`."""
+        return f"{self.task}: {self.setting}"
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """All methods as they are listed: ordered, not ordered, controls."""
+        return self.ranked + self.unranked + self.controls
+
+    def column(self, metric: str) -> Column | None:
+        """The column of a metric, if the board has it."""
+        return next((c for c in self.columns if c.name == metric), None)
+
+    def quality(self) -> list[Column]:
+        """The columns that are no costs."""
+        return [c for c in self.columns if not c.is_cost]
+
+    def costs(self) -> list[Column]:
+        """The columns that are costs."""
+        return [c for c in self.columns if c.is_cost]
+
+    def leaks(self) -> list[str]:
+        """The names of the metrics on membership and on the distance to the oracles."""
+        return [c.name for c in self.columns if about(c.name).kind in {"privacy", "distance"}]
+
+    def images(self, method: str, metric: str) -> str:
+        """How many images a method's value of a metric rests on, summed over cells, and in how many concepts."""
+        mine = self.rows[(self.rows["label"] == method) & (self.rows["metric"] == metric) & self.rows["value"].notna()]
+        if not len(mine) or mine["n_images"].isna().any():
+            return "—"
+        return f"{mine['n_images'].sum():,.0f}"
+
+
+# ---------------------------------------------------------------- making boards
+
+
+def boards(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Board]:
+    """Every leaderboard that the rows hold, by task, joint requests first."""
+    rows = labelled(frame, control_names(runs))
+    if not len(rows):
+        return []
+    made = []
+    for _, part in rows.groupby(BOARD, sort=True, dropna=False):
+        made.append(_board(part, rows[rows["task"] == part["task"].iloc[0]]))
+    return sorted(made, key=lambda b: (b.task, b.params, b.device, b.pool != "test", b.pool, not b.joint))
+
+
+def control_names(runs: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The methods that are reference points; our own where a `run.json` names none."""
+    return set(CONTROLS).union(*(run.get("controls") or () for run in runs))
+
+
+def labelled(frame: pd.DataFrame, controls: Iterable[str]) -> pd.DataFrame:
+    """The rows with `label` (a method, with the parameters in which its variants differ), `control` and `joint`."""
+    rows = normalised(frame)
+    rows["label"] = ""
+    for _, part in rows.groupby(["task", "method"]):  # by task, since defaults may be tuned for each
+        texts = {params: _difference(params, set(part["method_params"])) for params in set(part["method_params"])}
+        rows.loc[part.index, "label"] = [
+            f"{m}({t})" if (t := texts[p]) else m for m, p in zip(part["method"], part["method_params"], strict=True)
+        ]
+    rows["control"] = rows["method"].isin(set(controls))
+    rows["joint"] = [len(_loads(t, [])) > 1 for t in rows["targets"]]
+    return rows
+
+
+def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
+    first = rows.iloc[0]
+    columns = _columns(rows)
+    axes = _axes(rows, columns)
+    notes = _Notes()
+    parts = {str(label): part for label, part in rows.groupby("label", sort=True)}
+    lines = [_line(label, part, rows, axes, notes) for label, part in parts.items()]
+    for column in columns:  # column by column, so that notes come in the order in which a table is read
+        for line in lines:
+            line.entries[column.name] = _entry(line, parts[line.method], column, notes)
+    ranked, unranked = _ordered(lines, rows, axes)
+    _note_doubles(rows, notes)
+    return Board(
+        task=first["task"],
+        params=_difference(first["task_params"], set(of_task["task_params"])),
+        device=str(first["device"]) if of_task["device"].nunique() > 1 else "",
+        pool=first["pool"],
+        joint=bool(first["joint"]),
+        setting=_setting(first, of_task),
+        extent=_extent(rows),
+        columns=columns,
+        axes=axes,
+        ranked=tuple(_with_best(ranked, columns)),
+        unranked=tuple(unranked),
+        controls=tuple(sorted((line for line in lines if line.control), key=_control_order)),
+        order=_order_sentence(axes, ranked, [line for line in lines if line.control]),
+        notes=tuple(notes.sentences.items()),
+        few=_few(rows),
+        front=_front(ranked, rows, axes),
+        rows=rows,
+    )
+
+
+def _columns(rows: pd.DataFrame) -> tuple[Column, ...]:
+    found = []
+    for name, part in rows[rows["metric"].notna()].groupby("metric"):
+        models = part[part["method"] != "oracle"]  # its reference leaves itself out
+        per_request = (models if len(models) else part).groupby("request")[["oracle_mean", "oracle_sd"]].mean()
+        facts = {c: next(iter(part[c].dropna()), None) for c in ("better", "unit", "chance")}
+        oracle = {c: None if np.isnan(v) else float(v) for c, v in per_request.mean().items()}
+        better, unit = str(facts["better"] or "higher"), str(facts["unit"] or "")
+        found.append(Column(str(name), better, unit, _chance(part), oracle["oracle_mean"], oracle["oracle_sd"]))
+    return tuple(sorted(found, key=lambda column: position(column.name)))
+
+
+def _chance(part: pd.DataFrame) -> float | None:
+    known = part["chance"].dropna().unique()
+    return float(known.mean()) if len(known) else None
+
+
+def _axes(rows: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
+    """One metric each for forgetting, retaining and privacy, as far as they have a value and an oracle on every request."""
+    measured = rows[rows["value"].notna() & rows["oracle_mean"].notna() & ~rows["control"]]
+    everywhere = {m for m, part in measured.groupby("metric") if part["request"].nunique() == rows["request"].nunique()}
+    open_to = [c for c in columns if c.name in everywhere and not c.is_cost]
+    names = {c.name for c in open_to}
+    forget = next((m for m in FORGET if m in names), None) or next((c.name for c in open_to if c.better == "oracle"), None)
+    retain = next((m for m in RETAIN if m in names), None) or next((c.name for c in open_to if c.better == "higher"), None)
+    privacy = next((m for m in PRIVACY if m in names), None)
+    return tuple(dict.fromkeys(m for m in (forget, retain, privacy) if m))
+
+
+def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[str], notes: _Notes) -> Line:
+    """A method's line, its entries still to be filled in."""
+    cells = part.drop_duplicates("cell")
+    absent = _pairs(board) - _pairs(cells)
+    n_ok, n_cells = int(cells["status"].eq("ok").sum()), len(cells) + len(absent)
+    if n_ok < n_cells:
+        notes.unfinished(label, cells, absent, n_ok, n_cells)
+    distances = distance_per_cell(part, axes)
+    complete = n_ok == n_cells and distances["value"].notna().all() and len(distances) == n_cells
+    failures = cells["failure"].dropna().value_counts().sort_index()
+    return Line(
+        method=label,
+        control=bool(part["control"].iloc[0]),
+        n_ok=n_ok,
+        n_cells=n_cells,
+        entries={},
+        distance=estimate(distances) if complete and axes else None,
+        failures={str(k): int(v) for k, v in failures.items()},
+    )
+
+
+def _entry(line: Line, part: pd.DataFrame, column: Column, notes: _Notes) -> Entry:
+    mine = part[part["metric"] == column.name]
+    got = mine[mine["value"].notna()]
+    result = estimate(mine, center="median" if column.is_cost else "mean")
+    marks: list[str] = []
+    n_ok = line.n_ok
+    if not line.complete:
+        marks += [INCOMPLETE] if len(got) else []
+        result = result._replace(low=None, high=None, spread="none")
+    if len(got) < n_ok:
+        why = sorted(set(mine.loc[mine["value"].isna(), "note"].dropna())) or [f"{column.name} was not reported"]
+        share = (
+            "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells of {line.method}, left out of its mean"
+        )
+        marks += [notes.add(f"{reason[:1].upper()}{reason[1:].rstrip('.')}{share}.") for reason in why]
+        result = result._replace(low=None, high=None, spread="none") if share else result
+    elif len(got) and column.name.startswith("t_") and got["concurrent"].astype(bool).any():
+        marks.append(notes.add("Measured while other cells ran beside it, so slower than alone."))
+    gaps = (got["value"] - got["oracle_mean"]).dropna()
+    return Entry(result, float(gaps.mean()) if len(gaps) else None, tuple(marks))
+
+
+def distance_per_cell(part: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """For each cell the mean over `axes` of the distance to the oracle, in the direction the metric declares.
+
+    `oracle`: either side counts. `higher`: only what is missing to the oracle counts, since keeping more is no fault;
+    `lower` the other way round. NaN where a cell lacks one of the axes.
+    """
+    rows = part[part["metric"].isin(list(axes))]
+    gap = (rows["value"] - rows["oracle_mean"]).to_numpy(float)
+    better = rows["better"].to_numpy()
+    away = np.where(better == "higher", np.maximum(-gap, 0), np.where(better == "lower", np.maximum(gap, 0), np.abs(gap)))
+    place, cells = pd.factorize(rows["cell"])
+    table = np.full((len(cells), len(axes)), np.nan)
+    table[place, [list(axes).index(m) for m in rows["metric"]]] = away
+    found = rows.drop_duplicates("cell")[["cell", "request", "base_seed", "method_seed"]]
+    return found.assign(value=table.mean(axis=1) if len(axes) else np.nan, ci_low=np.nan, ci_high=np.nan)
+
+
+def _ordered(lines: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> tuple[list[Line], list[Line]]:
+    """Methods with a distance, nearest to the oracle first, and the others by name, complete ones first."""
+    methods = [line for line in lines if not line.control]
+    ranked = sorted((x for x in methods if x.distance is not None), key=lambda x: (x.distance.value, x.method))  # type: ignore[union-attr]
+    unranked = sorted((x for x in methods if x.distance is None), key=lambda x: (not x.complete, x.method))
+    tables = {x.method: by_request(distance_per_cell(rows[rows["label"] == x.method], axes)) for x in ranked}
+    ranges = rank_ranges(tables)
+    return [replace(x, ranks=ranges[x.method]) for x in ranked], unranked
+
+
+def _with_best(ranked: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
+    """Mark, per metric, the best value among the ordered methods; ties are all marked, unless all tie."""
+    lines = list(ranked)
+    for column in columns:
+        scores = {line.method: _score(line.entries[column.name], column) for line in lines}
+        known = [score for score in scores.values() if score is not None]
+        for i, line in enumerate(lines):
+            if len(set(known)) > 1 and scores[line.method] == min(known):
+                entries = dict(line.entries)
+                entries[column.name] = replace(entries[column.name], best=True)
+                lines[i] = replace(line, entries=entries)
+    return lines
+
+
+def _score(entry: Entry, column: Column) -> float | None:
+    """Lower is better; rounded, so that what prints the same counts as the same."""
+    value = entry.gap if column.better == "oracle" else entry.estimate.value
+    if value is None:
+        return None
+    signs = {"oracle": abs(value), "higher": -value}
+    return round(signs.get(column.better, value), 3)
+
+
+def _front(ranked: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> tuple[str, ...]:
+    """Who is beaten by no other on all of: the distance on each axis, and time."""
+    points = {}
+    for line in ranked:
+        mine = rows[rows["label"] == line.method]
+        time = line.entries["t_total"].estimate.value if "t_total" in line.entries else None
+        axis = [float(by_request(distance_per_cell(mine, [a])).mean(axis=1).mean()) for a in axes]
+        points[line.method] = np.array([*axis, time if time is not None else 0.0])
+
+    def beaten(m: str) -> bool:
+        return any(np.all(p <= points[m]) and np.any(p < points[m]) for other, p in points.items() if other != m)
+
+    return tuple(m for m in points if not beaten(m))
+
+
+# ---------------------------------------------------------------- as data frames
+
+
+def wide(board: Board, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """Methods x metrics as text, `value [low, high]` for intervals and `value (low..high)` for ranges."""
+    columns = [c for c in board.columns if metrics is None or c.name in metrics]
+    records = []
+    for line in board.lines:
+        record = {"rank": rank_text(line), "method": line.method, "ok": line.ok, "to oracle": distance_text(line)}
+        records.append(record | {c.heading: entry_text(line.entries[c.name], c) for c in columns})
+    return pd.DataFrame.from_records(records, columns=["rank", "method", "ok", "to oracle", *(c.heading for c in columns)])
+
+
+def tidy(board: Board) -> pd.DataFrame:
+    """The board's numbers in full, one row a method and metric; the order's distance is the metric `distance`."""
+    keys = {"task": board.task, "task_params": board.rows["task_params"].iloc[0], "device": board.rows["device"].iloc[0]}
+    keys |= {"threads": board.rows["threads"].iloc[0], "pool": board.pool, "joint": board.joint}
+    said = dict(board.notes)
+    records = []
+    for line in board.lines:
+        part = board.rows[board.rows["label"] == line.method].iloc[0]
+        low, high = line.ranks or (None, None)
+        who = {"method": part["method"], "method_params": part["method_params"], "control": line.control}
+        who |= {"n_ok": line.n_ok, "n_cells": line.n_cells, "rank_low": low, "rank_high": high}
+        if line.distance is not None:
+            records.append(keys | who | {"metric": "distance", "better": "lower"} | line.distance._asdict())
+        for c in board.columns:
+            entry = line.entries[c.name]
+            facts: dict[str, Any] = {"metric": c.name, "better": c.better, "unit": c.unit} | entry.estimate._asdict()
+            facts |= {"gap": entry.gap, "oracle_mean": c.oracle, "oracle_sd": c.oracle_sd, "chance": c.chance}
+            records.append(keys | who | facts | {"note": " ".join(said.get(m, "") for m in entry.marks).strip()})
+    return pd.DataFrame.from_records(records)
+
+
+def per_request(board: Board, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    """Cells x metrics as text: request, seeds, method, status, then each value with its own interval."""
+    columns = [c for c in board.quality() if metrics is None or c.name in metrics]
+    place = {line.method: i for i, line in enumerate(board.lines)}
+    cells = board.rows.drop_duplicates("cell").assign(place=lambda f: f["label"].map(place))
+    cells = cells.sort_values(["request", "base_seed", "place", "method_seed"])
+    by_cell = {(r.cell, r.metric): r for r in board.rows.itertuples() if r.metric is not None}
+    records = []
+    for cell in cells.itertuples():
+        seeds = f"{cell.base_seed}/{cell.method_seed}"
+        record = {"request": cell.request, "seeds": seeds, "method": cell.label, "status": cell.failure or cell.status}
+        records.append(record | {c.heading: _row_text(by_cell.get((cell.cell, c.name)), c) for c in columns})
+    return pd.DataFrame.from_records(records)
+
+
+def _row_text(row: Any, column: Column) -> str:
+    if row is None or np.isnan(row.value):
+        return "—"
+    value = number(row.value, column.name, column.unit)
+    if np.isnan(row.ci_low) or np.isnan(row.ci_high):
+        return value
+    return f"{value} [{number(row.ci_low, column.name, column.unit)}, {number(row.ci_high, column.name, column.unit)}]"
+
+
+def split(board: Board, metrics: Sequence[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`wide` in two: methods and controls."""
+    table = wide(board, metrics)
+    n = len(board.ranked) + len(board.unranked)
+    return table.iloc[:n], table.iloc[n:].drop(columns="rank")
+
+
+def troubled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells that did not finish `ok`, one row each."""
+    cells = normalised(frame).drop_duplicates("cell")
+    keys = ["task", "request", "method", "base_seed", "method_seed"]
+    return cells[cells["status"] != "ok"].sort_values(keys)[[*keys, "status", "error"]].reset_index(drop=True)
+
+
+# ---------------------------------------------------------------- in words
+
+
+def entry_text(entry: Entry, column: Column) -> str:
+    """`0.031 [0.012, 0.054]`, `0.031 (0.012..0.054)`, `0.031†`, `—ᵃ`."""
+    e = entry.estimate
+    value = number(e.value, column.name, column.unit) + "".join(
+        mark if mark == INCOMPLETE else f"^{mark}" for mark in entry.marks
+    )
+    return f"{value}{spread_text(e, column.name, column.unit)}"
+
+
+def spread_text(e: Estimate, metric: str = "", unit: str | None = None) -> str:
+    """` [low, high]` for an interval, ` (low..high)` for a range, nothing where there is neither, or all are equal."""
+    if e.spread == "none" or e.low == e.high:
+        return ""
+    low, high = number(e.low, metric, unit), number(e.high, metric, unit)
+    return f" ({low}..{high})" if e.spread == "range" else f" [{low}, {high}]"
+
+
+def rank_text(line: Line) -> str:
+    """`1`, `1-3`, or nothing."""
+    if line.ranks is None:
+        return ""
+    low, high = line.ranks
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def distance_text(line: Line) -> str:
+    """The distance the board is ordered by."""
+    return "—" if line.distance is None else f"{number(line.distance.value)}{spread_text(line.distance)}"
+
+
+def headline(board: Board) -> list[str]:
+    """The few metrics for narrow places: the axes, the rest of what a reader asks first, and time."""
+    wanted = [*board.axes, *FORGET, *RETAIN, *PRIVACY, "util@1", "ks_d"]
+    names = [m for m in dict.fromkeys(wanted) if board.column(m)] or [c.name for c in board.quality()]
+    return names[:4] + (["t_total"] if board.column("t_total") else [])
+
+
+def _order_sentence(axes: Sequence[str], ranked: Sequence[Line], controls: Sequence[Line]) -> str:
+    if not axes:
+        return "No metric has an oracle value on every request, so the methods are listed by name and not ordered."
+    if not ranked:
+        return "No method has finished every cell, so there is no order."
+    sentence = (
+        f"Ordered by the mean distance to the retrained model over {_listed(axes)}: a way to read the table, not a verdict. "
+        "Where higher is better only what is missing counts. The rank is the span of ranks that the requests at hand allow."
+    )
+    best = ranked[0].distance
+    ahead = sorted(c.method for c in controls if c.distance and best and c.method != "oracle" and _at_most(c.distance, best))
+    if ahead:
+        which = f"control{'s' if len(ahead) > 1 else ''} {_listed(ahead)}"
+        sentence += f" The {which} would come first: this order cannot tell hiding from forgetting, so read on."
+    return sentence
+
+
+def _at_most(a: Estimate, b: Estimate) -> bool:
+    return a.value is not None and b.value is not None and a.value <= b.value
+
+
+def _few(rows: pd.DataFrame) -> str:
+    n, seeds = rows["request"].nunique(), rows["base_seed"].nunique()
+    base = "one base model (nothing is said about others)" if seeds == 1 else f"{seeds} base models"
+    if n >= MIN_REQUESTS:
+        return (
+            f"Brackets are 95 % bootstrap intervals over {n} requests and {base}; parentheses the lowest and highest cell."
+        )
+    if n == 1:
+        return (
+            f"One request, {base}: brackets are the cell's own 95 % interval over its images and concepts, parentheses span "
+            "those of several cells; neither says anything about other requests."
+        )
+    return (
+        f"{n} requests, {base}: too few for intervals over requests ({MIN_REQUESTS} are needed). Parentheses span the "
+        "cells' own 95 % intervals, or their values; differences within them are not resolved."
+    )
+
+
+def _extent(rows: pd.DataFrame) -> str:
+    counts = [("request", "request"), ("base_seed", "base model"), ("method_seed", "method seed")]
+    texts = [f"{rows[c].nunique()} {word}{'s' if rows[c].nunique() > 1 else ''}" for c, word in counts]
+    targets = sorted({len(_loads(t, [])) for t in rows["targets"]})
+    each = f"{targets[0]}" if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
+    return ", ".join(texts) + (f"; {each} targets each" if targets[-1] > 1 else "")
+
+
+def _setting(first: pd.Series, of_task: pd.DataFrame) -> str:
+    words = "joint requests" if first["joint"] else "single requests"
+    if of_task["pool"].nunique() > 1 or first["pool"] != "test":
+        words += f", pool {first['pool']}"
+    if of_task["device"].nunique() > 1:
+        words += f", on {first['device']}"
+    if of_task["threads"].nunique() > 1:
+        words += f", {first['threads']} threads"
+    return words
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _difference(params: str, among: set[str]) -> str:
+    """The parameters in which these differ from the others, `key=value, ...`; empty where there are no others."""
+    if len(among) == 1:
+        return ""
+    all_of = [_loads(p, {}) for p in among]
+    mine = _loads(params, {})
+    varied = [
+        k for k in sorted({k for p in all_of for k in p}) if len({json.dumps(p.get(k), sort_keys=True) for p in all_of}) > 1
+    ]
+    return ", ".join(f"{k}={mine.get(k)}" for k in varied)
+
+
+def _loads(text: str | None, default: Any) -> Any:
+    try:
+        found = json.loads(text) if text else default
+    except ValueError:
+        return default
+    return found if isinstance(found, type(default)) else default
+
+
+def _pairs(rows: pd.DataFrame) -> set[tuple[str, int]]:
+    return set(zip(rows["request"], rows["base_seed"], strict=True))
+
+
+def _control_order(line: Line) -> tuple[int, str]:
+    name = line.method.split("(")[0]
+    return (CONTROLS.index(name) if name in CONTROLS else len(CONTROLS)), line.method
+
+
+def _note_doubles(rows: pd.DataFrame, notes: _Notes) -> None:
+    doubles = int(rows.drop_duplicates("cell").duplicated(SAME_CELL).sum())
+    if doubles:
+        notes.add(
+            f"{doubles} cells were measured more than once under different code, weights or versions; their mean is shown."
+        )
+
+
+class _Notes:
+    """Collects footnotes, one mark for each different sentence."""
+
+    def __init__(self) -> None:
+        self.sentences: dict[str, str] = {}
+
+    def add(self, sentence: str) -> str:
+        for mark, known in self.sentences.items():
+            if known == sentence:
+                return mark
+        n = sum(mark != INCOMPLETE for mark in self.sentences)
+        mark = chr(ord("a") + n % 26) * (1 + n // 26)
+        self.sentences[mark] = sentence
+        return mark
+
+    def unfinished(self, label: str, cells: pd.DataFrame, absent: set[tuple[str, int]], n_ok: int, n_cells: int) -> None:
+        bad = cells[cells["status"] != "ok"]
+        reasons = [f"{r.request} {r.status}" for r in bad.sort_values(["request", "base_seed", "method_seed"]).itertuples()]
+        reasons += [f"{request} not run" for request, _ in sorted(absent)]
+        text = f"{label}: {n_ok} of {n_cells} cells finished ({', '.join(dict.fromkeys(reasons))})"
+        text += "; its numbers are over those alone, not comparable, and not ordered." if n_ok else "; nothing to show."
+        before = self.sentences.get(INCOMPLETE)
+        self.sentences[INCOMPLETE] = f"{before} {text}" if before else text

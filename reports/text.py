@@ -1,0 +1,123 @@
+"""The leaderboards for a terminal, at most 120 columns wide."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slugbench.bench import report
+
+from . import facts, tables
+from .frame import normalised
+from .glossary import number
+from .statistics import Estimate
+from .tables import Board, Line
+
+WIDTH = 120
+LONGEST_NAME = 32
+
+
+@report("text")
+@dataclass(frozen=True)
+class Text:
+    """The leaderboards' main columns for a terminal, at most 120 columns wide."""
+
+    def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+        """Write `leaderboard.txt`."""
+        path = Path(out) / "leaderboard.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(screen(normalised(frame), runs), encoding="utf-8")
+        return [path]
+
+
+def screen(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
+    """The text, every line at most `WIDTH` characters."""
+    counts = ", ".join(f"{n} {status}" for status, n in facts.counts(frame)) or "no cells"
+    blocks = [_wrapped(f"suite {facts.suites(frame, runs)}, {facts.dates(frame)}: {counts}")]
+    blocks += [_board(board) for board in tables.boards(frame, runs)]
+    troubled = [_wrapped(_trouble(cell)) for cell in tables.troubled(frame).to_dict("records")]
+    if troubled:
+        blocks.append("\n".join(["Cells that did not finish", *troubled]))
+    if missed := [g for g in facts.gates(runs) if not g["ok"]]:
+        lines = [_wrapped(f"{g['task']}: {g['name']} is {g['value']}, limit {g['limit']} {g['note']}") for g in missed]
+        blocks.append("\n".join(["Gates missed", *lines]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _trouble(cell: Mapping[Hashable, Any]) -> str:
+    where = "{status}: {task} {request} {method} (seeds {base_seed}/{method_seed})".format_map(cell)  # type: ignore[arg-type]
+    return f"{where}: {cell['error'] or 'no reason recorded'}"
+
+
+def _board(board: Board) -> str:
+    names = tables.headline(board)
+    head = ["rank", "method", "cells", "to oracle ↓", *(c.heading for n in names if (c := board.column(n)))]
+    body = {kind: [_cells(line, board, names) for line in lines] for kind, lines in _groups(board).items()}
+    rows = [head, *(row for group in body.values() for row in group)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        widths.pop(-2 if "t_total" in names and len(widths) > 5 else -1)
+    kept = [*range(len(widths) - 1), len(head) - 1] if "t_total" in names and len(widths) < len(head) else range(len(widths))
+    lines = [
+        board.title,
+        _wrapped(f"{board.extent}. {board.params}"),
+        _row([head[i] for i in kept], widths),
+        "-" * _total(widths),
+    ]
+    for kind, group in body.items():
+        if group and kind:
+            lines.append(f"{kind}:")
+        lines += [_row([row[i] for i in kept], widths) for row in group]
+    lines.append("-" * _total(widths))
+    said = {m for line in board.lines for n in names for m in line.entries[n].marks} | {tables.INCOMPLETE}
+    lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes if mark in said]
+    return "\n".join([*lines, _wrapped(board.few)])
+
+
+def _groups(board: Board) -> dict[str, Sequence[Line]]:
+    return {"": board.ranked, "not ordered": board.unranked, "controls": board.controls}
+
+
+def _cells(line: Line, board: Board, names: Sequence[str]) -> list[str]:
+    method = line.method if len(line.method) <= LONGEST_NAME else f"{line.method[: LONGEST_NAME - 1]}…"
+    cells = [tables.rank_text(line), method, line.ok, "—" if line.distance is None else _compact(line.distance)]
+    for name in names:
+        entry, column = line.entries[name], board.column(name)
+        unit = column.unit if column else ""
+        spread = "" if name.startswith("t_") else _short_spread(entry.estimate)
+        cells.append(number(entry.estimate.value, name, unit) + "".join(entry.marks) + spread)
+    return cells
+
+
+def _compact(e: Estimate) -> str:
+    return number(e.value) + _short_spread(e)
+
+
+def _short_spread(e: Estimate) -> str:
+    """` [.01 .05]`, in parentheses for a range: two decimals, so that six columns fit."""
+    if e.low is None or e.high is None or e.low == e.high:
+        return ""
+    ends = " ".join(f"{v:.2f}" if abs(v) < 10 else f"{v:.3g}" for v in (e.low, e.high)).replace("-0.00", "0.00")
+    ends = re.sub(r"(?<!\d)0\.", ".", ends)
+    return f" ({ends})" if e.spread == "range" else f" [{ends}]"
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Method names to the left, everything else to the right."""
+    return "  ".join(
+        c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+    ).rstrip()
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), WIDTH, subsequent_indent="  ")

@@ -1,0 +1,155 @@
+"""Shared work is made once, and is whole or not there."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slugbench.bench import UsageError, cached, digest, file_digest
+from slugbench.bench.artifacts import artifacts, cache_dir, collect_garbage
+
+from ..toys import run_python
+
+MAKE = """
+import os, sys, time
+from pathlib import Path
+from slugbench.bench import cached
+
+def make(path):
+    with open(sys.argv[1], "a") as log:
+        log.write(f"{os.getpid()}\\n")
+    time.sleep(0.3)
+    path.write_bytes(b"whole")
+
+print(cached("thing", {"seed": 1}, make, suffix=".bin").read_bytes().decode())
+"""
+
+
+def write(text: str):
+    return lambda path: path.write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_four_processes_that_want_the_same_thing_make_it_once(cache, tmp_path):
+    log = tmp_path / "made"
+    started = [
+        subprocess.Popen([sys.executable, "-c", MAKE, str(log)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    for process in started:
+        out, err = process.communicate(timeout=60)
+        assert (out, process.returncode) == ("whole\n", 0), err
+    assert len(log.read_text().split()) == 1
+    assert len(names(cache)) == 1
+
+
+def test_threads_that_want_the_same_thing_make_it_once(cache):
+    made = []
+
+    def make(path):
+        made.append(path)
+        time.sleep(0.05)
+        path.write_text("whole")
+
+    threads = [threading.Thread(target=cached, args=("thing", {}, make), kwargs={"suffix": ".txt"}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_a_make_that_fails_leaves_nothing_and_can_be_tried_again(cache):
+    def fail(path):
+        path.write_text("half")
+        raise ArithmeticError("on purpose")
+
+    with pytest.raises(ArithmeticError):
+        cached("thing", {}, fail, suffix=".txt")
+    assert names(cache) == []
+    assert cached("thing", {}, write("whole"), suffix=".txt").read_text() == "whole"
+
+
+def test_a_make_killed_halfway_leaves_nothing_that_is_taken_for_whole(cache):
+    killed = MAKE.replace('path.write_bytes(b"whole")', 'path.write_bytes(b"ha"); os.kill(os.getpid(), 9)')
+    done = subprocess.run([sys.executable, "-c", killed, str(cache.parent / "made")], capture_output=True, timeout=60)
+    assert done.returncode == -9
+    assert artifacts() == []
+    path = cached("thing", {"seed": 1}, write("whole"), suffix=".bin")
+    assert (path.read_text(), names(cache)) == ("whole", [path.name])  # what the killed one left is swept up as well
+
+
+def test_a_make_that_is_not_done_is_seen_by_nobody(cache):
+    seen = []
+
+    def make(path):
+        path.write_text("half")
+        seen.extend(artifacts())
+        assert path.suffix == ".npz"  # writers such as numpy's append an ending that is not theirs
+
+    cached("thing", {}, make, suffix=".npz")
+    assert seen == []
+
+
+def test_other_keys_make_other_files_and_the_order_of_keys_does_not_matter(cache):
+    one = cached("thing", {"seed": 1, "size": 2}, write("one"), suffix=".txt")
+    assert cached("thing", {"size": 2, "seed": 1}, write("again"), suffix=".txt").read_text() == "one"
+    for name, key, suffix in (("thing", {"seed": 2, "size": 2}, ".txt"), ("other", {"seed": 1, "size": 2}, ".txt")):
+        assert cached(name, key, write("two"), suffix=suffix) != one
+
+
+def test_garbage_collection_keeps_what_was_used_last(cache):
+    for age, name in enumerate(["new", "middle", "old"]):
+        os.utime(cached(name, {}, write("x" * 100), suffix=".txt"), (time.time() - 100 * age,) * 2)
+    cached("old", {}, write("not made again"), suffix=".txt")  # used now: first in line to stay
+    removed = collect_garbage(keep_bytes=250)
+    assert [a.path.name.split("-")[0] for a in removed] == ["middle"]
+    assert [a.path.name.split("-")[0] for a in artifacts()] == ["old", "new"]
+    assert sum(a.bytes for a in artifacts()) == 200
+
+
+def test_garbage_collection_with_room_for_all_removes_nothing(cache):
+    path = cached("thing", {}, write("x" * 100), suffix=".txt")
+    assert collect_garbage(keep_bytes=100) == [] and path.exists()
+    assert [a.path for a in collect_garbage(keep_bytes=99)] == [path] and not path.exists()
+
+
+def test_the_cache_is_where_the_variable_says(cache):
+    assert cache_dir() == cache and cache.is_dir()
+
+
+def test_a_cache_that_cannot_be_made_is_refused_in_a_sentence(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SLUGBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UsageError, match=r"cannot be made .*; set SLUGBENCH_CACHE to one that can"):
+        cache_dir()
+
+
+JSON = st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4) | st.booleans() | st.none(), max_size=4)
+
+
+@given(JSON, JSON)
+def test_digests_agree_exactly_when_contents_do(one, other):
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (digest(one) == digest(other)) == same
+
+
+def test_a_digest_is_the_sha256_of_the_bytes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert digest("abc") == digest(b"abc") == file_digest(tmp_path / "abc") == known
+
+
+def test_a_digest_is_the_same_in_every_process():
+    code = "from slugbench.bench import digest; print(digest({'b': 1, 'a': ['x', None]}))"
+    assert {run_python(code, PYTHONHASHSEED=seed).strip() for seed in "01"} == {digest({"a": ["x", None], "b": 1})}
