@@ -17,9 +17,11 @@ class OracleDistance:
 
         D = max over s of |F(s) - G(s)|,   F, G: shares of scores <= s of the model and of all oracles pooled
 
-    Lower is better, but two retrained models differ as well: a value is read against the oracle-oracle null, the
-    same D of each oracle from the others, which the table shows as `oracle_mean` and `oracle_sd`. The p-value is left
-    out: among retrained models that differ in their seed alone nearly every pair is "significantly" different.
+    Lower is better, but no sample has 0 and two retrained models differ as well: a value is read against the
+    oracle-oracle null, the same D of each oracle from the others, which the table shows as `oracle_mean` and
+    `oracle_sd`. `lower` and not `oracle`, since D is already a distance to the oracles: nearer than they are to each
+    other is not worse. The p-value is left out: among retrained models that differ in their seed alone nearly every
+    pair is "significantly" different.
 
     Null on requests of a single target. There the null is as wide as the scale: a network's confidence about one
     never-trained class shifts as a whole with the seed. Measured, leaving one oracle out: 0.2 to 1.0 on the fictitious

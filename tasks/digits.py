@@ -59,7 +59,7 @@ STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 400, 64, 3e-3, 0.05
 RECIPE = {"steps": STEPS, "batch": BATCH, "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "version": 1}
 
 NEVER = -1e4
-"""The logit of a masked class: finite, so that scores and distances stay finite, and far below any real one (-50)."""
+"""The logit of a masked class: finite, so that scores stay finite, and far below the lowest of the shipped models (-30)."""
 
 
 @task("digits")
@@ -108,6 +108,8 @@ class Digits:
     def fingerprint(self, request_id: str, base_seed: int) -> str:
         """Digest of the base model, the oracles, the splits and the scans."""
         digit, seed = self._digit(request_id), self._seed(base_seed)
+        if not _scans().is_file():
+            raise UsageError(f"digits reads {_scans()}, which is not there; pip install scikit-learn.")
         names = [base_name(seed), *(oracle_name(digit, s) for s in range(N_ORACLES)), "splits.json"]
         return digest({"files": [file_digest(assets("digits") / name) for name in names], "scans": file_digest(_scans())})
 

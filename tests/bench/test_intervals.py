@@ -99,6 +99,25 @@ def test_intervals_of_24_units_cover_the_truth_about_95_times_in_100():
     assert 0.91 <= coverage(24, 400) <= 0.985
 
 
+def test_intervals_of_8_units_cover_the_truth_more_often_than_plain_percentiles():
+    # plain percentiles: 0.87; 400 simulations: sd 0.013
+    assert 0.89 <= coverage(8, 400) <= 0.985
+
+
+def test_a_distance_which_resampling_inflates_is_corrected_for_it():
+    rng, draws = np.random.default_rng(0), []
+    x = rng.normal(size=40)
+    arrays = {"x": x - x.mean() + 0.02, "unit": np.arange(40)}
+
+    def distance(a):
+        draws.append(abs(a["x"].mean()))
+        return draws[-1]
+
+    low, high = interval(Value("m", 0.02, arrays=arrays, statistic=distance), resamples=1000)
+    plain = np.quantile(draws[:1000], 0.975)  # the draws come first, the jackknife after them
+    assert low <= 0.02 < high < 0.8 * plain
+
+
 def test_three_thousand_images_of_64_units_take_under_50_ms():
     value = macro_value(np.random.default_rng(0).random(3000) < 0.8, np.arange(3000) % 64)
     interval(value)

@@ -50,6 +50,13 @@ def test_unknown_requests_and_seeds_are_refused_with_what_there_is(request_id, s
             ask(request_id, seed)
 
 
+def test_missing_scans_are_wanted_and_said_to_be_missing(monkeypatch):
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    assert not Digits().wanted()[0].found
+    with pytest.raises(UsageError, match="pip install scikit-learn"):
+        Digits().fingerprint("class-0", 0)
+
+
 # ---------------------------------------------------------------- data
 
 

@@ -1,0 +1,352 @@
+"""Forgetting people: 64 fictitious identities, drawn from a seed, known to a small but real `open_clip` model.
+
+The embedded stand-in for CelebA identities. Retraining takes half a minute, so the target of forgetting, the model
+that never saw the person, is at hand for every request: three or eight of them. What ships was made by
+`slugbench artifacts rebuild identities` (`_identities_recipe`); faces are drawn by `_faces`, the model is in `_clip`.
+
+References:
+    Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, 2024 (fictitious authors, retrained models).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from slugbench.bench import (
+    Answers,
+    Budget,
+    Gate,
+    Listed,
+    Model,
+    Request,
+    Scores,
+    TensorSplit,
+    Trial,
+    UsageError,
+    Validation,
+    Wanted,
+    cached,
+    digest,
+    file_digest,
+    task,
+)
+
+from . import _clip, _people
+from ._identities_recipe import (
+    BASE_SEEDS,
+    Chosen,
+    answers_file,
+    n_oracles,
+    oracle_seed,
+    rebuild,
+    train,
+    weights_file,
+)
+from ._shipped import assets, load_answers, load_weights, save_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@task("identities")
+@dataclass(frozen=True)
+class Identities:
+    """Forgetting one or eight of 64 fictitious people that a small CLIP knows; no download, retrained oracles."""
+
+    base_seeds: ClassVar[tuple[int, ...]] = BASE_SEEDS
+    preload: ClassVar[tuple[str, ...]] = ("open_clip", "safetensors.torch")
+
+    def requests(self) -> tuple[Listed, ...]:
+        """Two joint requests of eight people, then single ones named after whom they forget."""
+        return tuple(Listed(r.id, tuple(_clip.TRAINED[i] for i in r.targets), r.pool) for r in chosen())
+
+    def build(self, request_id: str, base_seed: int) -> Trial:
+        """The trial of a request for one base model."""
+        request, rows = _request(request_id), _rows(request_id)
+        model, original = _base(base_seed), _stored("base", base_seed, rows)
+        kept = Validation(*(_split("validation", request.targets, forget=forget) for forget in (True, False)))
+        recipe = _clip.Recipe()
+        return Trial(
+            request=Request(
+                model=model,
+                targets=tuple(_clip.TRAINED[i] for i in request.targets),
+                forget=_split("train", request.targets, forget=True),
+                retain=_split("train", request.targets, forget=False),
+                validation=kept,
+                objective=_clip.Contrast(request.targets),
+                validate=partial(validate, request.targets),
+                budget=Budget(max_steps=recipe.steps, max_reads=recipe.steps * recipe.batch, max_evals=400),
+                goal=1 / len(_clip.TRAINED),
+            ),
+            questions=questions(request_id),
+            answer=partial(_people.ask, rows_Q=rows),
+            original=original,
+            oracles=tuple(_stored(f"{request_id}-oracle", s, rows) for s in range(n_oracles(request))),
+            oracle_model=partial(oracle_model, request_id),
+            n_classes=len(_clip.TRAINED),
+            joint=len(request.targets) > 1,
+        )
+
+    def fingerprint(self, request_id: str, base_seed: int) -> str:
+        """Digest of the base model, the oracles' answers, the choice of requests and the pictures' version."""
+        request, folder = _request(request_id), assets("identities")
+        files = [weights_file(folder, "base", _seed(base_seed)), folder / "requests.json"]
+        files += [answers_file(folder, f"{request_id}-oracle", s) for s in range(n_oracles(request))]
+        return digest({"files": [file_digest(file) for file in files], "pictures": [_people.SEED, _people.VERSION]})
+
+    def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
+        """Bases know the people but not by heart, oracles do not, and who is near matters; from shipped answers."""
+        found = [_same_pictures()]
+        for seed in base_seeds:
+            found += _base_gates(seed)
+        for request_id in request_ids:
+            found += _request_gates(request_id, base_seeds)
+        return found
+
+    def gates_after(self, frame: pd.DataFrame) -> list[Gate]:
+        """The control `mask`, whose answers alone look right, is given away by its distance from the oracles."""
+        rows = frame[(frame["method"] == "mask") & (frame["metric"] == "ks_d")].dropna(
+            subset=["value", "oracle_mean", "oracle_sd"]
+        )
+        if rows.empty:
+            return []
+        apart = (rows["value"].astype(float) - rows["oracle_mean"].astype(float)) / rows["oracle_sd"].astype(float)
+        return [_at_least("control mask is caught: its ks_d in SD over the oracles' own", float(apart.min()), 3.0)]
+
+    def wanted(self) -> list[Wanted]:
+        """What ships with the package."""
+        folder = assets("identities")
+        files = [weights_file(folder, "base", seed) for seed in BASE_SEEDS] + [folder / "requests.json"]
+        note = "ships with the package; `slugbench artifacts rebuild identities` makes it anew"
+        return [Wanted(file, file.is_file(), note) for file in files]
+
+    def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
+        """Draw, train and choose everything anew: about 45 minutes of one core."""
+        rebuild(folder, jobs=jobs)
+
+
+# ---------------------------------------------------------------- requests
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    path = assets("identities") / "requests.json"
+    if not path.is_file():
+        raise UsageError(f"identities misses {path}, which ships with the package; install slugbench anew.")
+    return json.loads(path.read_text())
+
+
+@cache
+def chosen() -> tuple[Chosen, ...]:
+    """The requests as the recipe chose them."""
+    return tuple(Chosen(r["id"], tuple(r["targets"]), r["pool"], r["ships"]) for r in _facts()["requests"])
+
+
+def _request(request_id: str) -> Chosen:
+    by_id = {request.id: request for request in chosen()}
+    if request_id not in by_id:
+        raise UsageError(f"identities has no request '{request_id}'; it has {', '.join(by_id)}.")
+    return by_id[request_id]
+
+
+def _seed(seed: int) -> int:
+    if seed not in BASE_SEEDS:
+        raise UsageError(f"identities has no base model of seed {seed}; it has {', '.join(map(str, BASE_SEEDS))}.")
+    return seed
+
+
+# ---------------------------------------------------------------- data
+
+
+def _split(part: str, targets: Sequence[int], *, forget: bool) -> TensorSplit:
+    """The targets' pictures of a part, or everyone else's, each with one caption."""
+    import torch
+
+    pictures = _people.pictures(part)
+    mine = torch.isin(pictures["label"], torch.tensor(targets)) == forget
+    label = pictures["label"][mine]
+    index = torch.nonzero(mine)[:, 0]
+    columns = {
+        "image": _clip.pixels(pictures["image"][mine]),
+        "text": _clip.name_tokens()[label, index % len(_clip.NAME_TEMPLATES)],
+        "label": label,
+        "index": index,
+    }
+    members = {_clip.TRAINED[i]: torch.nonzero(label == i)[:, 0] for i in label.unique().tolist()}
+    return TensorSplit(columns, members)
+
+
+@cache
+def _rows(request_id: str) -> np.ndarray:
+    """Which of all questions a request asks: all but the training pictures of those it keeps."""
+    asked = _people.questions()
+    return np.flatnonzero((asked["part"] != "train") | np.isin(asked["label"], _request(request_id).targets))
+
+
+def questions(request_id: str) -> dict[str, np.ndarray]:
+    """A request's questions, as `Trial.questions`; `near` are the others of a target's family."""
+    asked = {name: column[_rows(request_id)] for name, column in _people.questions().items()}
+    targets = np.array(_request(request_id).targets)
+    target = np.isin(asked["label"], targets) & (asked["part"] != "utility")
+    split = np.select(
+        [asked["part"] == "train", asked["part"] == "outsider", asked["part"] == "utility", target],
+        ["forget_train", "outsider", "utility", "forget"],
+        "retain",
+    )
+    near = (split == "retain") & np.isin(asked["family"], targets // _clip.TRAINED_A_FAMILY)
+    return {"split": split, "near": near, **{name: asked[name] for name in ("unit", "label", "index")}}
+
+
+def validate(targets: Sequence[int], model: Model, *, retain: bool = True) -> Scores:
+    """Accuracies on the validation pictures of the targets and, unless `retain` is off, of everyone else."""
+    pictures = _people.pictures("validation")
+    label = pictures["label"].numpy()
+    forgotten = np.isin(label, targets)
+    asked = slice(None) if retain else np.flatnonzero(forgotten)
+    right = _clip.name_answers(model, pictures["image"][asked], label[asked])["rank"] == 0
+    forget = right[forgotten] if retain else right
+    p = float(forget.mean())
+    return Scores(p, float(right[~forgotten].mean()) if retain else math.nan, math.sqrt(p * (1 - p) / len(forget)))
+
+
+# ---------------------------------------------------------------- models
+
+
+def _base(seed: int) -> Model:
+    return load_weights(_clip.new_model(), weights_file(assets("identities"), "base", _seed(seed)))
+
+
+def _stored(name: str, number: int, rows: np.ndarray | None = None) -> Answers:
+    stored = load_answers(answers_file(assets("identities"), name, number))
+    return stored if rows is None else {column: values[rows] for column, values in stored.items()}
+
+
+def oracle_model(request_id: str, number: int) -> Model:
+    """A request's oracle: shipped, or trained once and kept in the cache."""
+    path = weights_file(assets("identities"), f"{request_id}-oracle", number)
+    if not path.is_file():
+        request = _request(request_id)
+        key = {
+            "targets": request.targets,
+            "seed": oracle_seed(number),
+            "recipe": _clip.Recipe(),
+            "pictures": _people.VERSION,
+        }
+        path = cached("identities-oracle", key, partial(_train_oracle, request.targets, number), suffix=".safetensors")
+    return load_weights(_clip.new_model(), path)
+
+
+def _train_oracle(targets: Sequence[int], number: int, path: Path) -> None:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what the shipped ones were trained with
+    try:
+        save_weights(train(oracle_seed(number), targets), path)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------- gates
+
+
+def _same_pictures() -> Gate:
+    same = _people.picture_digest() == _facts()["pictures"]
+    note = (
+        "" if same else "this platform draws other bytes than the one the models were trained on; values still compare here"
+    )
+    return Gate("pictures are those the models were trained on", float(same), "1", ok=same, note=note)
+
+
+def _base_gates(seed: int) -> list[Gate]:
+    asked, stored = _people.questions(), _stored("base", seed)
+    right = {k: stored["rank"] < k for k in (1, 5)}
+    on = {part: asked["part"] == part for part in ("train", "test")}
+    top1, top5 = (right[k][on["test"]].mean() for k in (1, 5))
+    attack = _auc(stored["score"][on["train"]], stored["score"][on["test"]])
+    return [
+        _within(f"base {seed} learned the people: test top-1", top1, 0.80, 0.95),
+        _at_least(f"base {seed} learned the people: test top-5", top5, 0.95),
+        _at_least(f"base {seed} is not saturated: train less test top-1", right[1][on["train"]].mean() - top1, 0.05),
+        _within(f"base {seed} can be attacked, but not trivially: AUC of train against test", attack, 0.60, 0.90),
+    ]
+
+
+def _request_gates(request_id: str, base_seeds: Sequence[int]) -> list[Gate]:
+    asked, request, rows = questions(request_id), _request(request_id), _rows(request_id)
+    bases = [_stored("base", seed, rows) for seed in base_seeds]
+    oracles = [_stored(f"{request_id}-oracle", s, rows) for s in range(n_oracles(request))]
+    on = {split: asked["split"] == split for split in ("forget", "retain")}
+
+    def accuracy(answers: Answers, split: str) -> float:
+        return float((answers["rank"][on[split]] == 0).mean())
+
+    known = min(
+        float((base["rank"][on["forget"]] == 0)[asked["label"][on["forget"]] == target].mean())
+        for base in bases
+        for target in request.targets
+    )
+    kept = np.mean([accuracy(base, "retain") for base in bases]) - np.mean(
+        [accuracy(oracle, "retain") for oracle in oracles]
+    )
+    found = [
+        _at_least(f"{request_id}: every base knows every target: least test top-1", known, 0.70),
+        _at_most(f"{request_id}: oracles differ: mean FA@1", np.mean([accuracy(o, "forget") for o in oracles]), 0.05),
+        _at_most(f"{request_id}: oracles keep utility: retained top-1 they lost", kept, 0.05),
+        _at_least(
+            f"{request_id}: nearness matters: oracles' answers that name siblings, over chance",
+            _nearness(asked, request, oracles),
+            2.0,
+        ),
+    ]
+    if len(request.targets) > 1:
+        scores = [oracle["score"][on["forget"]] for oracle in oracles]
+        null = np.median([_distance(x, scores[:s] + scores[s + 1 :]) for s, x in enumerate(scores)])
+        apart = min(_distance(base["score"][on["forget"]], scores) for base in bases)
+        found.append(
+            _at_least(f"{request_id}: original differs: its KS distance over the oracles' median", apart / null, 3.0)
+        )
+    return found
+
+
+def _nearness(asked: dict[str, np.ndarray], request: Chosen, oracles: Sequence[Answers]) -> float:
+    """How much oftener than at random an oracle takes a forgotten person for one of its family."""
+    on = asked["split"] == "forget"
+    predicted = np.stack([oracle["predicted"][on] for oracle in oracles])
+    wrong = ~np.isin(predicted, request.targets)
+    siblings = predicted // _clip.TRAINED_A_FAMILY == asked["label"][on] // _clip.TRAINED_A_FAMILY
+    chance = (_clip.TRAINED_A_FAMILY - 1) / (len(_clip.TRAINED) - len(request.targets))
+    return float(siblings[wrong].mean() / chance)
+
+
+def _distance(x: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    """Kolmogorov-Smirnov distance of a sample from others pooled."""
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(x, np.concatenate(others)).statistic)
+
+
+def _auc(members: np.ndarray, others: np.ndarray) -> float:
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(members, others).statistic / (len(members) * len(others)))
+
+
+def _at_least(name: str, value: float, limit: float) -> Gate:
+    return Gate(name, float(value), f"at least {limit}", bool(value >= limit))
+
+
+def _at_most(name: str, value: float, limit: float) -> Gate:
+    return Gate(name, float(value), f"at most {limit}", bool(value <= limit))
+
+
+def _within(name: str, value: float, low: float, high: float) -> Gate:
+    return Gate(name, float(value), f"{low} to {high}", bool(low <= value <= high))
