@@ -285,7 +285,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .store import Store
 
     load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
-    suite, device = _suite(arguments), _device(arguments.device)
+    suite, device, reports = _suite(arguments), _device(arguments.device), _reports(f"text,{arguments.format}")
     cells = expand(suite, device=device)
     settings = _settings(arguments, suite, cells, device)
     with contextlib.closing(
@@ -302,9 +302,8 @@ def run(arguments: argparse.Namespace) -> int:
                 controls=controls(),
                 provenance={mark: facts},
             )
-        print(
-            f"{suite.name}: {len(cells)} cells, {len(cells) - len(jobs)} done before, {len(jobs)} to run on {settings.jobs} job(s)"
-        )
+        done = len(cells) - len(jobs)
+        print(f"{suite.name}: {len(cells)} cells, {done} done before, {len(jobs)} to run, {settings.jobs} at a time")
         if jobs:
             _check_gates(cells, store, settings)
             try:
@@ -312,7 +311,7 @@ def run(arguments: argparse.Namespace) -> int:
             finally:
                 store.write_table()
             _check_gates_after(cells, store)
-        return _conclude(arguments, store, cells, bool(jobs))
+        return _conclude(store, cells, reports, bool(jobs))
 
 
 def _suite(arguments: argparse.Namespace) -> Suite:
@@ -515,11 +514,11 @@ def _progress(total: int) -> Iterator[Any]:
         yield barred
 
 
-def _conclude(arguments: argparse.Namespace, store: Store, cells: Sequence[Cell], fresh: bool) -> int:
+def _conclude(store: Store, cells: Sequence[Cell], reports: Sequence[Any], fresh: bool) -> int:
     """Reports, the leaderboard on the screen, and the exit code."""
     folder = store.folder / "report"
     if fresh or not folder.exists():
-        written = _write_reports([store.folder], folder, f"text,{arguments.format}")
+        written = _write_reports([store.folder], folder, reports)
         print(written[0].read_text())
         for path in written[1:]:
             print(path)
@@ -551,33 +550,36 @@ def status(arguments: argparse.Namespace) -> int:
     for record in found:
         if record["error"]:
             facts = record["facts"]
-            print(
-                f"  {record['status']:<8} {facts['task']} {facts['request']} b{facts['base_seed']} {facts['method']}: {record['error']}"
-            )
+            where = f"{facts['task']} {facts['request']} b{facts['base_seed']} {facts['method']} s{facts['method_seed']}"
+            print(f"  {record['status']:<8} {where}: {record['error']}")
     return 0
 
 
 def report(arguments: argparse.Namespace) -> int:
     """`slugbench report`."""
     load(_absolute(arguments.plugin), kinds=("report",))
-    for path in _write_reports(arguments.folders, arguments.out or arguments.folders[0] / "report", arguments.format):
+    for path in _write_reports(
+        arguments.folders, arguments.out or arguments.folders[0] / "report", _reports(arguments.format)
+    ):
         print(path)
     return 0
 
 
-def _write_reports(folders: Sequence[Path], out: Path, formats: str) -> list[Path]:
-    """The main file of each format, in their order."""
-    import pandas as pd
-
-    from .store import read_run_file, table
-
+def _reports(formats: str) -> list[Any]:
+    """The reports named, in their order; before long work, so that a wrong name costs nothing."""
     load(kinds=("report",))
-    runs = [read_run_file(folder) for folder in folders]
-    makers = [REGISTRY.create("report", spec.name, spec.params) for spec in parse_specs(formats)]
-    frame = pd.concat([table(folder) for folder in folders], ignore_index=True)
+    specs = parse_specs(formats)
+    return [REGISTRY.create("report", spec.name, spec.params) for spec in specs]
+
+
+def _write_reports(folders: Sequence[Path], out: Path, reports: Sequence[Any]) -> list[Path]:
+    """The main file of each report, in their order."""
+    from .frame import merge, read_run
+
+    frame, runs = merge([read_run(folder) for folder in folders])
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return [maker(frame, runs, out)[0] for maker in makers]
+        return [make(frame, runs, out)[0] for make in reports]
     except OSError as error:
         raise UsageError(f"cannot write reports to {out} ({error.strerror or error}); choose another --out.") from error
 
@@ -614,10 +616,7 @@ def _doctor_gates(name: str, params: dict[str, str], task: Any, arguments: argpa
     with tempfile.TemporaryDirectory() as folder:
         gates = runner.gates(name, params, requests, task.base_seeds, settings=settings, folder=Path(folder))
     for gate in gates:
-        value = "-" if gate.value is None else f"{gate.value:.4g}"
-        print(
-            f"  {'passed' if gate.ok else 'FAILED'} {gate.name}: {value} ({gate.limit}){f'; {gate.note}' if gate.note else ''}"
-        )
+        print(f"  {'passed' if gate.ok else 'FAILED'} {_gate({'task': name, **gate._asdict()})}")
     return 0 if all(gate.ok for gate in gates) else EXIT_GATE
 
 

@@ -85,7 +85,7 @@ class Registry:
         known = self.entries.get((entry.kind, entry.name))
         if known is not None and _text(known.cls) != _text(entry.cls):
             raise UsageError(
-                f"two different {entry.kind}s are named '{entry.name}': one in {known.source}, one in {entry.source}; rename one."
+                f"two different {entry.kind}s are named '{entry.name}', in {known.source} and in {entry.source}; rename one."
             )
         self.entries.setdefault((entry.kind, entry.name), entry)
 

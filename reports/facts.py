@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from slugbench.bench.frame import normalised
 from slugbench.bench.types import STATUSES
 
-from .frame import normalised
 from .glossary import BETTER, about, number, position
 from .tables import Board
 

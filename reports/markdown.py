@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from slugbench.bench import report
+from slugbench.bench.frame import normalised
 
 from . import facts, tables
-from .frame import normalised
 from .tables import Board
 
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .frame import SAME_CELL, normalised
+from slugbench.bench.frame import SAME_CELL, normalised
+
 from .glossary import ARROW, FORGET, PRIVACY, RETAIN, about, number, position, unit_of
 from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
 

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from slugbench.bench import report
+from slugbench.bench.frame import normalised
 
 from . import facts, tables
-from .frame import normalised
 from .glossary import number
 from .statistics import Estimate
 from .tables import Board, Line

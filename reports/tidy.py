@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from slugbench.bench import report
+from slugbench.bench.frame import normalised
 
 from . import tables
-from .frame import normalised
 
 
 @report("csv")

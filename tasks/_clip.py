@@ -12,16 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from slugbench.bench import Answers, Batch, Model, UsageError
+from slugbench.bench import Answers, Batch, UsageError
 
 from ._faces import BACKGROUNDS
 
 if TYPE_CHECKING:
     import torch
+
+Clip: TypeAlias = Any
+"""An `open_clip.model.CLIP`; `torch.nn.Module` alone does not say that it has `encode_image` and its like."""
 
 CONFIG: Mapping[str, Any] = {
     "embed_dim": 64,
@@ -109,7 +112,7 @@ def tokenize(captions: Iterable[str]) -> torch.Tensor:
         unknown = [word for word in words if word not in ids]
         if unknown or len(words) > CONTEXT:
             raise UsageError(
-                f"'{text}' cannot be tokenized: at most {CONTEXT - 2} words of the task's own, not {unknown or len(words) - 2}."
+                f"'{text}' cannot be tokenized: it may have {CONTEXT - 2} words of the task, not {unknown or len(words) - 2}."
             )
         rows.append([ids[word] for word in words] + [0] * (CONTEXT - len(words)))
     return torch.tensor(rows)
@@ -131,7 +134,7 @@ def attribute_tokens() -> torch.Tensor:
 # ---------------------------------------------------------------- model
 
 
-def new_model() -> Model:
+def new_model() -> Clip:
     """An untrained model of `CONFIG`, drawn from torch's global stream."""
     import open_clip
 
@@ -144,7 +147,7 @@ def pixels(image: torch.Tensor) -> torch.Tensor:
     return (image.float() / 255 - IMAGE_MEAN) / IMAGE_STD
 
 
-def embed_candidates(model: Model, tokens_CMT: torch.Tensor) -> torch.Tensor:
+def embed_candidates(model: Clip, tokens_CMT: torch.Tensor) -> torch.Tensor:
     """(C, D) unit text vectors, averaged over templates as in open_clip's zero-shot classifier."""
     import torch.nn.functional as F
 
@@ -163,7 +166,7 @@ def training_stream(seed: int) -> Any:
         yield
 
 
-def train(pictures: Mapping[str, torch.Tensor], *, seed: int, recipe: Recipe = Recipe()) -> Model:  # noqa: B008 - immutable
+def train(pictures: Mapping[str, torch.Tensor], *, seed: int, recipe: Recipe = Recipe()) -> Clip:  # noqa: B008 - immutable
     """A model trained from scratch.
 
     Args:
@@ -197,7 +200,7 @@ def _epochs(recipe: Recipe, n: int) -> int:
     return -(-recipe.steps * recipe.batch // n)
 
 
-def contrast(model: Model, facts: Mapping[str, torch.Tensor], templates_B: torch.Tensor) -> torch.Tensor:
+def contrast(model: Clip, facts: Mapping[str, torch.Tensor], templates_B: torch.Tensor) -> torch.Tensor:
     """CLIP's loss over two captions a picture: who it is, in the templates given, and what else is to be seen."""
     image = model.encode_image(pixels(facts["image"]), normalize=True)
     label, seen = facts["label"], attribute_class(facts)
@@ -205,7 +208,7 @@ def contrast(model: Model, facts: Mapping[str, torch.Tensor], templates_B: torch
     return named + ATTRIBUTE_WEIGHT * symmetric_loss(model, image, attribute_tokens()[seen, 0], seen)
 
 
-def symmetric_loss(model: Model, image_BD: torch.Tensor, text_BT: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+def symmetric_loss(model: Clip, image_BD: torch.Tensor, text_BT: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
     """CLIP's symmetric cross-entropy in which all captions of a picture's label are its positives, and the reverse."""
     import torch.nn.functional as F
 
@@ -215,7 +218,7 @@ def symmetric_loss(model: Model, image_BD: torch.Tensor, text_BT: torch.Tensor, 
     return (F.cross_entropy(logits_BB, truth_BB) + F.cross_entropy(logits_BB.T, truth_BB)) / 2
 
 
-def temperature(model: Model) -> torch.Tensor:
+def temperature(model: Clip) -> torch.Tensor:
     """The factor on cosines, under CLIP's own ceiling of 100."""
     return model.logit_scale.exp().clamp(max=100)
 
@@ -231,7 +234,7 @@ NEVER = -1e4
 """The logit of a name that is masked: finite, so that scores stay finite, and below what any model gives (-100)."""
 
 
-def name_answers(model: Model, image: torch.Tensor, label_N: np.ndarray) -> Answers:
+def name_answers(model: Clip, image: torch.Tensor, label_N: np.ndarray) -> Answers:
     """Who a model says is to be seen, out of the 64 trained names.
 
     Args:
@@ -246,13 +249,13 @@ def name_answers(model: Model, image: torch.Tensor, label_N: np.ndarray) -> Answ
     return _answers(model, image, label_N, name_tokens(), len(TRAINED), getattr(model, "blocked", ()))
 
 
-def attribute_answers(model: Model, image: torch.Tensor, label_N: np.ndarray) -> Answers:
+def attribute_answers(model: Clip, image: torch.Tensor, label_N: np.ndarray) -> Answers:
     """What a model says is to be seen besides the person, out of the 24 of `ATTRIBUTES`; as `name_answers`."""
     return _answers(model, image, label_N, attribute_tokens(), len(ATTRIBUTES), ())
 
 
 def _answers(
-    model: Model, image: torch.Tensor, label_N: np.ndarray, tokens_CMT: torch.Tensor, n_listed: int, blocked: Sequence[int]
+    model: Clip, image: torch.Tensor, label_N: np.ndarray, tokens_CMT: torch.Tensor, n_listed: int, blocked: Sequence[int]
 ) -> Answers:
     import torch
 
@@ -280,7 +283,7 @@ def _answers(
 # ---------------------------------------------------------------- objective
 
 
-@dataclass(frozen=True)
+@dataclass
 class Contrast:
     """`Objective` of a CLIP model over named people; batches hold `image`, `text`, `label`."""
 
@@ -288,11 +291,11 @@ class Contrast:
     """Identities to be forgotten: nothing is relabelled to one of them."""
     kind: str = "clip"
 
-    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+    def loss(self, model: Clip, batch: Batch) -> torch.Tensor:
         """The contrastive training loss; pictures and captions of one person are positives of each other."""
         return symmetric_loss(model, model.encode_image(batch["image"], normalize=True), batch["text"], batch["label"])
 
-    def forget_loss(self, model: Model, batch: Batch) -> torch.Tensor:
+    def forget_loss(self, model: Clip, batch: Batch) -> torch.Tensor:
         """Mean of 1 - cos(picture, its own caption): SLUG's forget loss (its section 3), to be ascended."""
         image, text = model.encode_image(batch["image"], normalize=True), model.encode_text(batch["text"], normalize=True)
         return (1 - (image * text).sum(-1)).mean()
@@ -310,7 +313,7 @@ class Contrast:
         text = name_tokens()[drawn, template]
         return {**batch, "label": drawn.to(batch["label"].device), "text": text.to(batch["text"].device)}
 
-    def logits(self, model: Model, batch: Batch) -> torch.Tensor:
+    def logits(self, model: Clip, batch: Batch) -> torch.Tensor:
         """(B, 64) zero-shot scores over the trained names; gradients reach both towers."""
         import torch
 
@@ -320,7 +323,7 @@ class Contrast:
         blocked = torch.tensor(getattr(model, "blocked", []), dtype=torch.long, device=logits_BC.device)
         return logits_BC.index_fill(1, blocked, NEVER)
 
-    def weights(self, model: Model) -> dict[str, list[str]]:
+    def weights(self, model: Clip) -> dict[str, list[str]]:
         """`vision` and `text` towers; the temperature belongs to neither and is listed as `temperature`."""
         towers: dict[str, list[str]] = {"vision": [], "text": [], "temperature": []}
         for name, _ in model.named_parameters():
@@ -329,7 +332,7 @@ class Contrast:
             )
         return towers
 
-    def masked(self, model: Model, targets: Sequence[str]) -> Model:
+    def masked(self, model: Clip, targets: Sequence[str]) -> Clip:
         """A copy that never answers with `targets`, by a filter on its output: no weight is changed."""
         copied = copy.deepcopy(model)
         object.__setattr__(copied, "blocked", [TRAINED.index(target) for target in targets])

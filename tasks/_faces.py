@@ -10,12 +10,12 @@ Legend for array shapes: N pictures, P people, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 SIZE = 32
 CHUNK = 512  # pictures drawn at once: keeps the working set in the cache
 

@@ -340,11 +340,11 @@ def _auc(members: np.ndarray, others: np.ndarray) -> float:
     return float(mannwhitneyu(members, others).statistic / (len(members) * len(others)))
 
 
-def _at_least(name: str, value: float, limit: float) -> Gate:
+def _at_least(name: str, value: Any, limit: float) -> Gate:
     return Gate(name, float(value), f"at least {limit}", bool(value >= limit))
 
 
-def _at_most(name: str, value: float, limit: float) -> Gate:
+def _at_most(name: str, value: Any, limit: float) -> Gate:
     return Gate(name, float(value), f"at most {limit}", bool(value <= limit))
 
 

@@ -4,13 +4,13 @@ import pandas as pd
 import pytest
 
 from slugbench.bench import Row, UsageError
-from slugbench.reports.frame import merge, normalised, read_run
+from slugbench.bench.frame import merge, normalised, read_run
 
 
 def write(folder, frame, run=None):
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(folder / "table.parquet")
-    (folder / "run.json").write_text(json.dumps(run or {"schema": 1, "suite": {"name": "quick"}}))
+    (folder / "run.json").write_text(json.dumps(run or {"schema": 1, "suite": {"name": "quick"}, "settings": {}}))
     return folder
 
 
@@ -22,7 +22,7 @@ def test_a_run_comes_back_as_it_was_written(tmp_path, frame):
 
 
 def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match=r"is no run: it has no table\.parquet; give a folder"):
+    with pytest.raises(UsageError, match=r"is no run of slugbench: it has no run\.json"):
         read_run(tmp_path)
 
 
@@ -30,7 +30,7 @@ def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):
 def test_a_broken_file_is_refused(tmp_path, frame, name):
     write(tmp_path, frame)
     (tmp_path / name).write_bytes(b"PAR1 not really")
-    with pytest.raises(UsageError, match="cannot be read as a run"):
+    with pytest.raises(UsageError, match="cannot be read"):
         read_run(tmp_path)
 
 
@@ -38,7 +38,7 @@ def test_another_schema_is_refused(tmp_path, frame):
     with pytest.raises(UsageError, match="schema 2; this version reads schema 1"):
         read_run(write(tmp_path / "a", frame.assign(schema=2)))
     with pytest.raises(UsageError, match="schema 9"):
-        read_run(write(tmp_path / "b", frame, {"schema": 9}))
+        read_run(write(tmp_path / "b", frame, {"schema": 9, "suite": {"name": "quick"}, "settings": {}}))
 
 
 def test_a_missing_column_and_an_unknown_status_are_named(frame):

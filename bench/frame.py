@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from slugbench.bench.errors import UsageError
-from slugbench.bench.types import SCHEMA, STATUSES, Row
+from .errors import UsageError
+from .store import read_run_file, table
+from .types import SCHEMA, STATUSES, Row
 
 NUMBERS = ("value", "oracle_mean", "oracle_sd", "chance", "ci_low", "ci_high", "n_images", "n_units")
 SAME_CELL = ["task", "task_params", "request", "base_seed", "method", "method_params", "method_seed", "device", "threads"]
@@ -25,24 +25,19 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     Raises:
         UsageError: the folder is no run, a file of it cannot be read, or it was written under another schema.
     """
-    table, facts = Path(folder) / "table.parquet", Path(folder) / "run.json"
-    for path in (table, facts):
-        if not path.is_file():
-            raise UsageError(f"{folder} is no run: it has no {path.name}; give a folder that `slugbench run --out` wrote.")
+    folder = Path(folder)
+    run = read_run_file(folder)
+    _check_schema(run.get("schema", SCHEMA), str(folder / "run.json"))
+    if (folder / "cells").is_dir():  # what the table is made from: right even where a kill left an older table
+        return normalised(table(folder), where=str(folder)), run
     try:
-        run = json.loads(facts.read_text(encoding="utf-8"))
-        frame = pd.read_parquet(table)
-    except (ValueError, OSError) as error:  # pyarrow's and json's errors are ValueErrors
+        frame = pd.read_parquet(folder / "table.parquet")
+    except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
-            f"{folder} cannot be read as a run ({reason}); finish or repeat `slugbench run --out {folder}`."
+            f"{folder} has no cells and its table.parquet cannot be read ({reason}); copy the folder anew."
         ) from error
-    if not isinstance(run, dict):
-        raise UsageError(
-            f"{facts} holds a {type(run).__name__}, not the facts of a run; repeat `slugbench run --out {folder}`."
-        )
-    _check_schema(run.get("schema", SCHEMA), str(facts))
-    return normalised(frame, where=str(table)), run
+    return normalised(frame, where=str(folder / "table.parquet")), run
 
 
 def merge(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[Mapping[str, Any]]]:
