@@ -1,4 +1,4 @@
-"""What several methods share: gradients over a split, the rule by which a model is chosen, putting weights back.
+"""What several methods share: gradients over a split, the budget, the rule by which a model is chosen, fine-tuning.
 
 The rule (evaluation is on validation data alone, and counted): among models whose forget accuracy is at most chance
 + 1 standard error, the one with the best retain accuracy; if there is none, the one nearest to it.
@@ -7,80 +7,222 @@ The rule (evaluation is on validation data alone, and counted): among models who
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from slugbench.bench import Batch, Model, Request, Scores, Split
 
 if TYPE_CHECKING:
     import torch
 
-BATCH = 128
+T = TypeVar("T")
+Tensors = Mapping[str, "torch.Tensor"]
 
 
-def mean_gradient(
-    model: Model, loss: Callable[[Model, Batch], torch.Tensor], split: Split, *, batch: int = BATCH
-) -> dict[str, torch.Tensor]:
-    """Gradient of the mean loss over a split, for every trainable parameter, by name; `.grad` is left as None."""
+def generator_of(request: Request) -> torch.Generator:
+    """The request's generator; one of seed 0 where there is none."""
     import torch
 
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for samples in split.batches(batch):
-        share = len(samples["index"]) / len(split)
-        found = torch.autograd.grad(loss(model, samples), list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, found, strict=True):
-            if gradient is not None:
-                total[name] += share * gradient
-    return total
+    return request.generator if request.generator is not None else torch.Generator().manual_seed(0)
 
 
-def batches_forever(split: Split, request: Request, *, batch: int = BATCH) -> Iterator[Batch]:
-    """Epoch after epoch in orders drawn from the request's generator."""
-    while True:
-        yield from split.batches(batch, request.generator)
+# ---------------------------------------------------------------- the budget
 
 
-def snapshot(model: Model) -> dict[str, torch.Tensor]:
-    """A copy of all weights and buffers."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+class Allowance:
+    """What is left of a request's budget. A method that asks here ends with its best model so far, not with an error."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.steps, self.reads, self.evals = request.budget.max_steps, request.budget.max_reads, request.budget.max_evals
+
+    def batches(self, split: Split, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """Batches of a train split, until it ends or the next one would be more than may be read."""
+        size, left = min(size, self.reads), len(split)
+        stream = split.batches(size, generator) if size else iter(())
+        while left and min(size, left) <= self.reads:
+            batch = next(stream)
+            left -= len(batch["index"])
+            self.reads -= len(batch["index"])
+            yield batch
+
+    def forever(self, split: Split, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Epoch after epoch of a train split, in ever new orders, as long as anything may be read."""
+        while self.reads:
+            yield from self.batches(split, size, generator)
+
+    def validate(self, model: Model, *, retain: bool = True) -> Scores:
+        """One evaluation; ask whether there are any `evals` left before."""
+        self.evals -= 1
+        return self.request.validate(model, retain=retain)
 
 
-def preferred(request: Request, new: Scores, old: Scores) -> bool:
+# ---------------------------------------------------------------- the choice
+
+
+def preferred(request: Request, new: Scores, old: Scores | None) -> bool:
     """Whether the rule prefers `new` to `old`; a retain accuracy that was not measured counts as none."""
 
     def rank(scores: Scores) -> tuple[bool, float, float]:
-        reached = request.reached(scores)
         retain = -1.0 if math.isnan(scores.retain) else scores.retain
-        return (True, retain, -scores.forget) if reached else (False, -scores.forget, retain)
+        return (True, retain, -scores.forget) if request.reached(scores) else (False, -scores.forget, retain)
 
-    return rank(new) > rank(old)
+    return old is None or rank(new) > rank(old)
 
 
-@dataclass
-class Best:
-    """The best model seen so far by the rule, and the number of evaluations left."""
+class Best(Generic[T]):
+    """The best candidate offered so far, by the rule."""
 
-    request: Request
-    scores: Scores | None = None
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
-    evaluations: int = 0
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.scores: Scores | None = None
+        self.candidate: T | None = None
 
-    def may_evaluate(self) -> bool:
-        """Whether the budget holds another evaluation."""
-        return self.evaluations < self.request.budget.max_evals
+    def offer(self, scores: Scores, candidate: T) -> None:
+        """Keep the candidate if the rule prefers it."""
+        if preferred(self.request, scores, self.scores):
+            self.scores, self.candidate = scores, candidate
 
-    def offer(self, model: Model) -> Scores:
-        """Evaluate a model and keep its weights if the rule prefers it."""
-        self.evaluations += 1
-        scores = self.request.validate(model)
-        if self.scores is None or preferred(self.request, scores, self.scores):
-            self.scores, self.state = scores, snapshot(model)
-        return scores
 
-    def model(self) -> Model:
-        """The request's model with the best weights put in, in eval mode."""
-        if self.state:
-            self.request.model.load_state_dict(self.state)
-        return self.request.model.eval()
+# ---------------------------------------------------------------- gradients and weights
+
+
+def snapshot(model: Model) -> dict[str, torch.Tensor]:
+    """A copy of all weights and buffers, for `load_state_dict`."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@contextmanager
+def differentiable(model: Model, names: Iterable[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """The named parameters, which alone take gradients inside; afterwards everything takes them as before."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wanted = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in wanted)
+    try:
+        yield {name: parameter for name, parameter in model.named_parameters() if name in wanted}
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+
+
+def mean_gradients(
+    model: Model, names: Sequence[str], loss: Callable[[Model, Batch], torch.Tensor], batches: Iterable[Batch]
+) -> dict[str, torch.Tensor]:
+    """Mean over batches of the gradients of a batch's loss, signs kept; `.grad` is neither read nor written.
+
+    A mean of batch means: the last, smaller batch weighs as much as the others, as in the code of SLUG and of SalUn.
+    """
+    import torch
+
+    with differentiable(model, names) as parameters:
+        total, count = {name: torch.zeros_like(p) for name, p in parameters.items()}, 0
+        for count, batch in enumerate(batches, 1):
+            found = torch.autograd.grad(loss(model, batch), list(parameters.values()), allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+        return {name: gradient / max(count, 1) for name, gradient in total.items()}
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+def fine_tune(
+    request: Request,
+    losses: Callable[[Allowance], Iterator[torch.Tensor]],
+    *,
+    learning_rate: float,
+    tries: int,
+    steps: int,
+    every: int,
+    masks: Tensors | None = None,
+    allowance: Allowance | None = None,
+) -> Model:
+    """Descend a stream of losses until validation says that the targets are forgotten; learning rate found likewise.
+
+    A run that forgot is followed by one at a third of its learning rate, one that did not by one at three times it,
+    until the direction turns or `tries` are used up. Each starts from the original weights.
+
+    Args:
+        request: its model is trained in place.
+        losses: yields the loss of one step at a time; each is computed when asked for, with the weights of then.
+        learning_rate: of the first try.
+        tries: how many learning rates at most.
+        steps: of one try, at most; all tries together keep to `budget.max_steps`.
+        every: how many steps lie between two looks at the validation accuracy of the targets.
+        masks: where a weight may change at all, by name; the others come out with the very bits they went in with.
+        allowance: where part of the budget has been used already.
+
+    Returns:
+        The request's model with the best weights by the rule (the original's if the budget allowed no evaluation).
+    """
+    model, start, best = request.model, snapshot(request.model), Best[dict[str, "torch.Tensor"]](request)
+    allowance, tried, power = allowance or Allowance(request), set[int](), 0
+    # a look on the way and a full evaluation at the end are the least that a run needs
+    while len(tried) < tries and power not in tried and allowance.evals >= 2 and allowance.steps and allowance.reads:
+        tried.add(power)
+        model.load_state_dict(start)
+        stream = islice(losses(allowance), min(steps, allowance.steps))
+        state = _descend(request, allowance, stream, learning_rate * 3.0**power, every, masks)
+        model.load_state_dict(state)
+        scores = allowance.validate(model)
+        best.offer(scores, state)
+        power += -1 if request.reached(scores) else 1
+    model.load_state_dict(start if best.candidate is None else best.candidate)
+    return model.eval()
+
+
+def _descend(
+    request: Request,
+    allowance: Allowance,
+    losses: Iterator[torch.Tensor],
+    learning_rate: float,
+    every: int,
+    masks: Tensors | None,
+) -> dict[str, torch.Tensor]:
+    """One run: the weights at the first look that found the targets forgotten, else at the look nearest to it."""
+    import torch
+
+    model, nearest, state = request.model, math.inf, snapshot(request.model)
+    names = [name for tower in request.objective.weights(model).values() for name in tower]
+    with differentiable(model, names) as parameters:
+        original = {name: parameter.detach().clone() for name, parameter in parameters.items()} if masks else {}
+        optimizer = _optimizer(request, parameters.values(), learning_rate)
+        model.train()
+        for step, loss in enumerate(losses, 1):
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
+                parameter.grad = gradient * masks[name] if masks and gradient is not None else gradient
+            optimizer.step()
+            optimizer.zero_grad()
+            allowance.steps -= 1
+            for name, value in original.items():  # weight decay and momentum must not move what is masked either
+                parameters[name].data = torch.where(masks[name], parameters[name].data, value)  # type: ignore[index]
+            request.progress("apply", step)
+            if step % every:
+                continue
+            scores = allowance.validate(model.eval(), retain=False)
+            if scores.forget < nearest:
+                nearest, state = scores.forget, snapshot(model)
+            if request.reached(scores) or allowance.evals < 2:
+                break
+            model.train()
+    model.eval()
+    return state
+
+
+def _optimizer(
+    request: Request, parameters: Iterable[torch.nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum for classifiers, as in SalUn's code; Adam's step for CLIP, as in SLUG's comparison.
+
+    No weight decay, unlike either: it shrinks what should be kept, and in SLUG's code what the mask should hold.
+    """
+    import torch
+
+    if request.objective.kind == "classifier":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)

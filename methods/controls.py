@@ -1,0 +1,62 @@
+"""Controls: reference points that every method is measured beside and that are never ranked themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slugbench.bench import Model, Request, Trial, method
+
+from ._common import generator_of
+from .slug import Slug
+
+
+@method("original", control=True)
+@dataclass(frozen=True)
+class Original:
+    """Nothing forgotten: the model as it came."""
+
+    def __call__(self, request: Request) -> Model:
+        """The model as it came."""
+        return request.model
+
+
+@method("oracle", control=True, sees="trial")
+@dataclass(frozen=True)
+class Oracle:
+    """The aim of unlearning: a model trained anew without the targets."""
+
+    def __call__(self, trial: Trial) -> Model:
+        """Oracle number `method_seed`."""
+        return trial.oracle_model(trial.method_seed)
+
+
+@method("mask", control=True)
+@dataclass(frozen=True)
+class Mask:
+    """A cheat: the targets' names are struck from the answers, and no weight is changed."""
+
+    def __call__(self, request: Request) -> Model:
+        """The original behind a filter."""
+        return request.objective.masked(request.model, request.targets)
+
+
+@method("noise", control=True)
+@dataclass(frozen=True)
+class Noise:
+    """SLUG with a Gaussian of equal norm for its gradient: what comes of damaging a layer in no direction at all."""
+
+    batch: int = Slug.batch
+    steps: int = Slug.steps
+
+    def __call__(self, request: Request) -> Model:
+        """The model with one tensor disturbed: layers and step found as SLUG finds them."""
+        import torch
+
+        generator = generator_of(request)
+
+        def gaussian(gradient: torch.Tensor) -> torch.Tensor:
+            # drawn on the CPU: the same numbers on every device
+            drawn = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype).to(gradient.device)
+            return drawn * (gradient.norm() / drawn.norm())
+
+        return Slug(batch=self.batch, steps=self.steps).along(request, gaussian)

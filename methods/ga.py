@@ -1,0 +1,47 @@
+"""Gradient ascent: undo training on the forget split by training on it backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slugbench.bench import Model, Request, method
+
+from ._common import Allowance, fine_tune, generator_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+@method("ga")
+@dataclass(frozen=True)
+class GradientAscent:
+    """Ascend the forget loss on the forget split, until validation says that the targets are forgotten.
+
+    The loss has no upper end and nothing protects what is kept, so everything lies in when to stop: validation looks
+    at the targets at every step, and gentler learning rates are tried as long as they still forget.
+
+    References:
+        Thudi et al., Unrolling SGD: Understanding Factors Influencing Machine Unlearning, 2022.
+        On CLIP the loss is 1 - cos, as in the comparison of Cai et al., Targeted Unlearning with Single Layer
+        Unlearning Gradient, 2025.
+    """
+
+    learning_rate: float = 1e-3  # of the first try; SalUn's baseline uses 1e-4 to 1e-3 (SGD), SLUG's 1e-6 to 1e-7
+    tries: int = 4
+    steps: int = 60  # of a try; papers: 5 to 10 epochs
+    batch: int = 32
+    every: int = 1
+
+    def __call__(self, request: Request) -> Model:
+        """The model at the step where the targets were forgotten."""
+        generator = generator_of(request)
+
+        def losses(allowance: Allowance) -> Iterator[torch.Tensor]:
+            for batch in allowance.forever(request.forget, self.batch, generator):
+                yield -request.objective.forget_loss(request.model, batch)
+
+        return fine_tune(
+            request, losses, learning_rate=self.learning_rate, tries=self.tries, steps=self.steps, every=self.every
+        )
