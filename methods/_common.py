@@ -214,9 +214,7 @@ def _descend(
     return state
 
 
-def _optimizer(
-    request: Request, parameters: Iterable[torch.nn.Parameter], learning_rate: float
-) -> torch.optim.Optimizer:
+def _optimizer(request: Request, parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """SGD with momentum for classifiers, as in SalUn's code; Adam's step for CLIP, as in SLUG's comparison.
 
     No weight decay, unlike either: it shrinks what should be kept, and in SLUG's code what the mask should hold.

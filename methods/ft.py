@@ -23,7 +23,9 @@ class FineTuning:
         Warnecke et al., Machine Unlearning of Features and Labels, 2021; a baseline of SalUn's and of SLUG's papers.
     """
 
-    learning_rate: float = 1e-3  # of the first try; SalUn's papers use .01 to .04 (SGD), SLUG 1e-6 on a CLIP of 151 M weights
+    learning_rate: float = (
+        1e-3  # of the first try; SalUn's papers use .01 to .04 (SGD), SLUG 1e-6 on a CLIP of 151 M weights
+    )
     tries: int = 3
     steps: int = 60  # of a try; papers: 10 epochs
     batch: int = 128

@@ -254,7 +254,8 @@ def test_output_goes_to_the_log_and_an_exception_is_an_exit_code(tmp_path):
 
 
 def test_memory_of_a_tree_is_that_of_its_processes():
-    code = "import subprocess, sys; x = b'x' * 50_000_000; subprocess.run([sys.executable, '-c', 'x = b\"x\" * 50_000_000; input()'])"
+    child = "x = b'x' * 50_000_000; input()"
+    code = f"import subprocess, sys; x = b'x' * 50_000_000; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
         while not (seen := tree_bytes(process.pid)) > 100e6:
             assert process.poll() is None
