@@ -119,7 +119,8 @@ def mean_gradients(
 
     with differentiable(model, names) as parameters:
         total, count = {name: torch.zeros_like(p) for name, p in parameters.items()}, 0
-        for count, batch in enumerate(batches, 1):
+        for batch in batches:
+            count += 1
             found = torch.autograd.grad(loss(model, batch), list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
