@@ -42,7 +42,7 @@ class Allowance:
         """Batches of a train split, until it ends or the next one would be more than may be read."""
         size, left = min(size, self.reads), len(split)
         stream = split.batches(size, generator) if size else iter(())
-        while left and min(size, left) <= self.reads:
+        while size and left and min(size, left) <= self.reads:
             batch = next(stream)
             left -= len(batch["index"])
             self.reads -= len(batch["index"])

@@ -23,10 +23,8 @@ class FineTuning:
         Warnecke et al., Machine Unlearning of Features and Labels, 2021; a baseline of SalUn's and of SLUG's papers.
     """
 
-    learning_rate: float = (
-        1e-3  # of the first try; SalUn's papers use .01 to .04 (SGD), SLUG 1e-6 on a CLIP of 151 M weights
-    )
-    tries: int = 3
+    learning_rate: float = 3e-4  # SalUn's papers use .01 to .04 (SGD), SLUG's 1e-6 on a CLIP of 151 M weights
+    tries: int = 1  # more would raise the rate until the model breaks, which is forgetting but no fine-tuning
     steps: int = 60  # of a try; papers: 10 epochs
     batch: int = 128
     every: int = 5
