@@ -279,7 +279,9 @@ def _prepare_process(job: Mapping[str, Any]) -> None:
     torch.backends.cudnn.benchmark = False
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # not torch.manual_seed, which formats a stack trace: 3 ms
+    if job["device"] == "cuda":
+        torch.cuda.manual_seed_all(0)
     load(job["plugins"], kinds=("method", "task", "metric"))
 
 

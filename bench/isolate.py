@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 """How often time and memory are looked at: a cell may overshoot its limits by what happens in between."""
 
 _START = threading.Lock()  # multiprocessing's own bookkeeping of children is not safe across threads

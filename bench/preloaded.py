@@ -1,5 +1,7 @@
 """Imported once by the server that cells are forked from, so that no cell pays for it: all of ours that cells use."""
 
+import gc
+
 import numpy.lib.format  # noqa: F401 - for the arrays
 import pydantic
 import scipy.stats  # noqa: F401 - for the intervals
@@ -11,5 +13,6 @@ pydantic.TypeAdapter(dict[str, float | None])  # pydantic imports its machinery 
 registry.load(kinds=("method", "task", "metric"))
 # A flag that forks inherit; setting it makes torch import its compiler's configuration, a second's work.
 torch.use_deterministic_algorithms(True, warn_only=True)
+gc.freeze()  # or the first collection in every fork touches, and so copies, all that is shared
 
 __all__ = ["cell"]

@@ -160,6 +160,7 @@ def gates(
         "base_seeds": list(base_seeds),
         "plugins": list(settings.plugins),
         "threads": 1,
+        "device": "cpu",
         "scratch": str(folder),
     }
     ended = isolate.run("slugbench.bench.cell:gates", payload, log=folder / "log.txt", limits=settings.limits)

@@ -16,8 +16,9 @@ from slugbench.bench import isolate, plan, runner
 from slugbench.bench.registry import REGISTRY, load
 from slugbench.bench.store import Store
 
-from ..toys import FAILING, TOY_TASK, restored_registry
+from ..toys import ROOT, restored_registry
 
+NOTHING = str(ROOT / "tests" / "plugins" / "noop.py")
 CELLS = 200
 LIMIT = 3.0
 """Times a bare process: generous, against a slow disk's fsync. The measured ratio is in docs/results/overhead.md."""
@@ -33,8 +34,8 @@ def no_main(monkeypatch):
 def jobs(tmp_path):
     """The no-op cell, under another name each time, and its store."""
     with restored_registry():
-        load([str(TOY_TASK), str(FAILING)])
-        suite = plan.Suite(name="overhead", tasks=["toy"], methods=["noop"], metrics=[], requests=1)
+        load([NOTHING])
+        suite = plan.Suite(name="overhead", tasks=["nothing"], methods=["nothing_done"], metrics=[], requests=1)
         (cell,) = plan.expand(suite, device="cpu")
         store = Store(tmp_path / "out", suite="overhead", settings={"threads": 1, "device": "cpu"})
         cells = [dataclasses.replace(cell, method_seed=seed) for seed in range(CELLS + 1)]
@@ -53,25 +54,25 @@ def bare() -> float:
 
 
 def test_a_cell_costs_less_than_three_bare_processes(benchmark, no_main, jobs):
-    (first, *rest), store = jobs
-    settings = runner.Settings(isolate.Limits(60, 10**10), plugins=(str(TOY_TASK), str(FAILING)))
+    jobs, store = jobs
+    settings = runner.Settings(isolate.Limits(60, 10**10), plugins=(NOTHING,))
+    finished, alone, ours = runner.run(jobs, settings), [], []
 
-    def whole(job):
-        (finished,) = runner.run([job], settings)
-        store.commit(finished.cell, {**finished.record, "provenance": ""}, finished.scratch)
-        return finished.record
-
-    assert whole(first)["status"] == "ok"  # starts the server
-    queue, alone, ours = iter(rest), [], []
+    def whole():
+        done = next(finished)
+        store.commit(done.cell, {**done.record, "provenance": ""}, done.scratch)
+        return done.record
 
     def turn():
         alone.append(bare())
         started = time.perf_counter()
-        record = whole(next(queue))
+        record = whole()
         ours.append(time.perf_counter() - started)
         assert record["status"] == "ok", record["error"]
 
+    assert whole()["status"] == "ok"  # starts the server
     benchmark.pedantic(turn, rounds=CELLS, iterations=1)
+    finished.close()
     ratio = statistics.median(ours) / statistics.median(alone)
     benchmark.extra_info.update(bare_ms=1e3 * statistics.median(alone), cell_ms=1e3 * statistics.median(ours), ratio=ratio)
     print(f"\nbare {1e3 * statistics.median(alone):.1f} ms, cell {1e3 * statistics.median(ours):.1f} ms, ratio {ratio:.2f}")
