@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from slugbench.bench import Batch, Model, Request, Split, method
 
-from ._common import Allowance, Best, generator_of, preferred
+from ._common import Allowance, Best, generator_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,9 +76,7 @@ class DeepUnlearning:
             if allowance.evals < 2:
                 break
             project(*pair)
-            scores = allowance.validate(model, retain=False)
-            if preferred(request, scores._replace(retain=1.0), best.scores):  # might it be, if it kept all?
-                best.offer(allowance.validate(model), pair)
+            best.look(allowance, lambda pair=pair: pair)
         request.progress("apply")
         for name, weight in original.items():
             model.get_parameter(name).data.copy_(weight)
