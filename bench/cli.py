@@ -517,15 +517,16 @@ def _progress(total: int) -> Iterator[Any]:
 def _conclude(store: Store, cells: Sequence[Cell], reports: Sequence[Any], fresh: bool) -> int:
     """Reports, the leaderboard on the screen, and the exit code."""
     folder = store.folder / "report"
+    counts = Counter((store.finished(cell) or {"status": "missing"})["status"] for cell in cells)
+    summary = ", ".join(f"{n} {name}" for name, n in counts.items())
     if fresh or not folder.exists():
-        written = _write_reports([store.folder], folder, reports)
-        print(written[0].read_text())
-        for path in written[1:]:
+        text, *others = _write_reports([store.folder], folder, reports)
+        print(text.read_text())
+        print(f"cells: {summary}")
+        for path in reversed(others):
             print(path)
     else:
-        print(f"nothing to do; the report is in {folder}")
-    counts = Counter((store.finished(cell) or {"status": "missing"})["status"] for cell in cells)
-    print(", ".join(f"{n} {name}" for name, n in counts.items()))
+        print(f"nothing to do; cells: {summary}; the report is in {folder}")
     failed = [gate for gate in store.run.get("gates", []) if not gate["ok"]]
     if failed:
         print(f"slugbench: gate {_gate(failed[0])} failed after the run.", file=sys.stderr)

@@ -94,6 +94,8 @@ def run(
 
 
 def _context() -> ForkServerContext:
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # in joblib's workers, for their own children
+        multiprocessing.set_start_method("forkserver", force=True)  # or ours would be told to look for a method 'loky'
     return multiprocessing.get_context("forkserver")
 
 

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,30 +140,34 @@ def expand(suite: Suite, *, device: str) -> list[Cell]:
         UsageError: an unknown or ill-parameterised task, method, metric, request or seed.
     """
     judges = tuple(_judge(spec) for spec in _metric_specs(suite))
-    methods = [_resolved("method", parse_spec(text)) for text in _unique(suite.methods)]
+    methods = [(*_resolved("method", parse_spec(text))[:2], _source("method", text)) for text in _unique(suite.methods)]
     cells = []
     for text in _unique(suite.tasks):
         spec, params, task = _resolved("task", parse_spec(text))
         _check_seeds(spec.name, task, suite.base_seeds)
-        for listed in select(spec.name, task, suite.requests):
-            for base_seed in suite.base_seeds:
-                facts = _task_facts(spec.name, params, task, listed, base_seed)
-                for method, method_params, _ in methods:
-                    for method_seed in suite.method_seeds:
-                        key = _cell_key(facts, method.name, method_params, method_seed, suite.threads, device)
-                        cells.append(
-                            Cell(
-                                spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
-                                method.name, method_params, method_seed, suite.threads, device, key, judges,
-                            )
-                        )  # fmt: skip
+        source = _source("task", text)
+        for listed, base_seed in product(select(spec.name, task, suite.requests), suite.base_seeds):
+            facts = {
+                **{"task": spec.name, "task_params": params, "task_source": source, "request": listed.id},
+                **{"base_seed": base_seed, "content": task.fingerprint(listed.id, base_seed)},
+                **{"threads": suite.threads, "device": device, "version": RESULT_VERSION, "libraries": keyed_versions()},
+            }
+            for (method, method_params, method_source), method_seed in product(methods, suite.method_seeds):
+                with_method = {"method": method.name, "method_params": method_params, "method_source": method_source}
+                key = digest({**facts, **with_method, "method_seed": method_seed})
+                cells.append(
+                    Cell(
+                        spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
+                        method.name, method_params, method_seed, suite.threads, device, key, judges,
+                    )
+                )  # fmt: skip
     return cells
 
 
-def select(name: str, task: Task, wanted: int | Mapping[str, int | Sequence[str]] | None) -> list[Listed]:
+def select(name: str, task: Task, wanted: int | dict[str, int | list[str]] | None) -> list[Listed]:
     """The requests a suite asks of a task: the first ones of its test pool, all of them, or those named."""
     listed = task.requests()
-    mine = wanted.get(name) if isinstance(wanted, Mapping) else wanted
+    mine = wanted.get(name) if isinstance(wanted, dict) else wanted
     if mine is None or isinstance(mine, int):
         tested = [request for request in listed if request.pool == REPORTED_POOL]
         if mine is not None and not 1 <= mine <= len(tested):
@@ -207,35 +212,8 @@ def _judge(text: str) -> Judge:
     return Judge(text, spec.name, params, key)
 
 
-def _task_facts(name: str, params: dict[str, Any], task: Task, listed: Listed, base_seed: int) -> dict[str, Any]:
-    return {
-        "task": name,
-        "task_params": params,
-        "task_source": _source("task", name),
-        "request": listed.id,
-        "base_seed": base_seed,
-        "content": task.fingerprint(listed.id, base_seed),
-    }
-
-
-def _cell_key(facts: Mapping[str, Any], method: str, params: dict[str, Any], seed: int, threads: int, device: str) -> str:
-    return digest(
-        {
-            **facts,
-            "method": method,
-            "method_params": params,
-            "method_source": _source("method", method),
-            "method_seed": seed,
-            "threads": threads,
-            "device": device,
-            "version": RESULT_VERSION,
-            "libraries": keyed_versions(),
-        }
-    )
-
-
-def _source(kind: Kind, name: str) -> str:
-    entry = REGISTRY.get(kind, name)
+def _source(kind: Kind, text: str) -> str:
+    entry = REGISTRY.get(kind, parse_spec(text).name)
     return source_digest(entry.cls, entry.source)
 
 

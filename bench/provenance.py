@@ -142,7 +142,6 @@ def source_digest(cls: type, source: str) -> str:
     return _tree_digest(path, tuple(top), path.parents[len(parts) - len(top) - 1] if top else path.parent)
 
 
-@functools.cache
 def _tree_digest(path: Path, package: tuple[str, ...], folder: Path) -> str:
     seen: dict[Path, str] = {}
     queue = [path]

@@ -42,7 +42,7 @@ class Allowance:
         """Batches of a train split, until it ends or the next one would be more than may be read."""
         size, left = min(size, self.reads), len(split)
         stream = split.batches(size, generator) if size else iter(())
-        while left and min(size, left) <= self.reads:
+        while 0 < min(size, left) <= self.reads:
             batch = next(stream)
             left -= len(batch["index"])
             self.reads -= len(batch["index"])
@@ -80,20 +80,20 @@ class Best(Generic[T]):
         self.scores: Scores | None = None
         self.candidate: T | None = None
 
+    def prefers(self, scores: Scores) -> bool:
+        """Whether a candidate of these scores would be kept."""
+        return preferred(self.request, scores, self.scores)
+
     def offer(self, scores: Scores, candidate: T) -> None:
         """Keep the candidate if the rule prefers it."""
-        if preferred(self.request, scores, self.scores):
+        if self.prefers(scores):
             self.scores, self.candidate = scores, candidate
 
-    def look(self, allowance: Allowance, candidate: Callable[[], T]) -> Scores:
-        """Evaluate the request's model on the targets alone; if that leaves it a chance, offer it with all its scores.
-
-        Takes up to two evaluations, and makes the candidate only where one is to be offered.
-        """
+    def look(self, allowance: Allowance) -> Scores:
+        """Scores of the request's model; what it retains is measured only if that may decide, in a second evaluation."""
         scores = allowance.validate(self.request.model, retain=False)
-        nearer = self.scores is None or scores.forget < self.scores.forget
-        if self.request.reached(scores) or (nearer and not (self.scores and self.request.reached(self.scores))):
-            self.offer(allowance.validate(self.request.model), candidate())
+        if self.prefers(scores._replace(retain=1.0)):
+            scores = allowance.validate(self.request.model)
         return scores
 
 
@@ -130,7 +130,8 @@ def mean_gradients(
 
     with differentiable(model, names) as parameters:
         total, count = {name: torch.zeros_like(p) for name, p in parameters.items()}, 0
-        for count, batch in enumerate(batches, 1):
+        for batch in batches:
+            count += 1
             found = torch.autograd.grad(loss(model, batch), list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
@@ -215,7 +216,10 @@ def _descend(
             request.progress("apply", step)
             if step % every == 0:
                 model.eval()
-                forgot |= request.reached(best.look(allowance, lambda: snapshot(model)))
+                scores = best.look(allowance)
+                if best.prefers(scores):
+                    best.offer(scores, snapshot(model))
+                forgot |= request.reached(scores)
                 if (forgot and stop) or allowance.evals < 2:
                     break
                 model.train()

@@ -97,7 +97,7 @@ def saliency_mask(gradients: Mapping[str, torch.Tensor], keep: float) -> dict[st
 
 
 def random_label_loss(request: Request, relabelled: Batch) -> torch.Tensor:
-    """Cross-entropy with the labels drawn; on CLIP that of its zero-shot classifier, so that the true name is pushed away."""
+    """Cross-entropy with the labels drawn; on CLIP its zero-shot classifier's, so that the true name is pushed away."""
     from torch.nn.functional import cross_entropy
 
     if request.objective.kind == "clip":

@@ -127,9 +127,15 @@ def pareto_front(importance: Sequence[float], alignment: Sequence[float]) -> lis
 
 def fronts(scores: pd.DataFrame) -> list[str]:
     """The layers on each tower's Pareto front, the most important first."""
-    parts = [tower.iloc[pareto_front(tower["importance"], tower["alignment"])] for _, tower in scores.groupby("tower")]
-    found = [row for part in parts for row in part.itertuples()]
-    return [row.layer for row in sorted(found, key=lambda row: (-row.importance, row.layer))]
+    import pandas as pd
+
+    if scores.empty:  # nothing has a gradient
+        return []
+    found = [
+        tower.iloc[pareto_front(tower["importance"].tolist(), tower["alignment"].tolist())]
+        for _, tower in scores.groupby("tower")
+    ]
+    return pd.concat(found).sort_values(["importance", "layer"], ascending=[False, True])["layer"].tolist()
 
 
 def search_step(

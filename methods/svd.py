@@ -7,7 +7,7 @@ come from their Gram matrices, which are summed up batch by batch (the two agree
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -54,7 +54,11 @@ class DeepUnlearning:
         model, allowance, generator = request.model, Allowance(request), generator_of(request)
         request.progress("prepare")
         towers = request.objective.weights(model)
-        names = towers["vision"] if "vision" in towers and not self.both else sum(towers.values(), [])
+        names = (
+            towers["vision"]
+            if "vision" in towers and not self.both
+            else [name for tower in towers.values() for name in tower]
+        )
         spaces = Inputs(model, names, text=towers.get("text", ()))
         grams = [
             spaces.grams(request, self._draw(allowance, split, generator)) for split in (request.retain, request.forget)
@@ -76,7 +80,7 @@ class DeepUnlearning:
             if allowance.evals < 2:
                 break
             project(*pair)
-            best.look(allowance, lambda pair=pair: pair)
+            best.offer(best.look(allowance), pair)
         request.progress("apply")
         for name, weight in original.items():
             model.get_parameter(name).data.copy_(weight)
@@ -231,7 +235,7 @@ def patches(
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """(B, C, H, W) -> (groups, B * places, C / groups * kh * kw): a convolution is linear in these; takes F.conv2d's arguments.
+    """(B, C, H, W) -> (groups, B * places, C / groups * kh * kw): a convolution is linear in these. Arguments of F.conv2d.
 
     Whole maps with their padding. The authors crop the maps at random first, and so see borders that no layer sees.
     """

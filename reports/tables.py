@@ -280,9 +280,7 @@ def _entry(line: Line, part: pd.DataFrame, column: Column, notes: _Notes) -> Ent
         result = result._replace(low=None, high=None, spread="none")
     if len(got) < n_ok:
         why = sorted(set(mine.loc[mine["value"].isna(), "note"].dropna())) or [f"{column.name} was not reported"]
-        share = (
-            "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells of {line.method}, left out of its mean"
-        )
+        share = "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells, left out of the mean"
         marks += [notes.add(f"{reason[:1].upper()}{reason[1:].rstrip('.')}{share}.") for reason in why]
         result = result._replace(low=None, high=None, spread="none") if share else result
     elif len(got) and column.name.startswith("t_") and got["concurrent"].astype(bool).any():

@@ -112,7 +112,7 @@ def tokenize(captions: Iterable[str]) -> torch.Tensor:
         unknown = [word for word in words if word not in ids]
         if unknown or len(words) > CONTEXT:
             raise UsageError(
-                f"'{text}' cannot be tokenized: it may have {CONTEXT - 2} words of the task, not {unknown or len(words) - 2}."
+                f"'{text}' cannot be tokenized: it may have {CONTEXT - 2} known words, not {unknown or len(words) - 2}."
             )
         rows.append([ids[word] for word in words] + [0] * (CONTEXT - len(words)))
     return torch.tensor(rows)

@@ -16,8 +16,9 @@ import hypothesis
 import pytest
 
 from slugbench.bench.registry import FOLDERS, Registry
+from slugbench.bench.types import Trial
 
-from .toys import restored_registry
+from .toys import restored_registry, toy_trial
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("house")
@@ -44,3 +45,9 @@ def registry() -> Iterator[Registry]:
     """The process's registry, put back after the test."""
     with restored_registry() as found:
         yield found
+
+
+@pytest.fixture
+def trial() -> Trial:
+    """A fresh trial of the toy task that forgets one of eight blobs."""
+    return toy_trial()

@@ -77,7 +77,7 @@ def test_a_null_on_some_requests_is_said_and_takes_the_place_in_the_order(made):
     (board,) = boards(made.table(rows), [])
     slug = line(board, "slug")
     assert slug.entries["mia_sample"].marks == ("a",) and slug.distance is None
-    assert "on 1 of 2 finished cells of slug, left out of its mean" in dict(board.notes)["a"]
+    assert "on 1 of 2 finished cells, left out of the mean" in dict(board.notes)["a"]
 
 
 def test_an_axis_without_values_on_a_request_is_not_ordered_on(made):

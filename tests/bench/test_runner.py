@@ -1,0 +1,263 @@
+"""Cells cannot hurt each other, and nothing finished is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+
+from slugbench.bench.cli import main
+from slugbench.bench.isolate import Limits, run, tree_bytes
+
+from ..toys import FAILING, FAILURES, TOY_TASK, restored_registry
+
+PLUGINS = ["--plugin", str(TOY_TASK), "--plugin", str(FAILING)]
+MEASURED = {"started", "concurrent", "provenance"}
+"""Columns in which two equal runs may differ; so may the values of costs that depend on the machine's mood."""
+COSTS = ("t_prepare", "t_search", "t_apply", "t_total", "peak_rss_bytes", "energy_j")
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry():
+    with restored_registry():
+        yield
+
+
+def suite(folder, methods, **more):
+    lines = {"name": "toy", "tasks": ["toy"], "methods": methods, "timeout": 60, "memory": 2.0, **more}
+    path = folder / "toy.toml"
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()))
+    return str(path)
+
+
+def table(folder):
+    """The table without what may differ between two equal runs."""
+    frame = pd.read_parquet(folder / "table.parquet")
+    frame.loc[frame["metric"].isin(COSTS), "value"] = 0.0
+    return frame.drop(columns=list(MEASURED)).sort_values(["cell", "metric"], ignore_index=True)
+
+
+# ---------------------------------------------------------------- statuses
+
+
+def test_five_ways_to_fail_are_five_statuses_and_hurt_nobody(tmp_path, capsys):
+    methods = ["noop", *FAILURES]
+    suite_file = suite(tmp_path, methods, timeout=6, memory=1.2, requests=1)
+    assert main(["run", suite_file, "--out", str(tmp_path / "out"), *PLUGINS]) == 3
+    frame = pd.read_parquet(tmp_path / "out" / "table.parquet")
+    status = frame.groupby("method")["status"].first().to_dict()
+    assert status == {**FAILURES, "noop": "ok"}
+    failed = frame[frame["status"] != "ok"]
+    assert failed["metric"].isna().all() and failed["error"].notna().all()
+    record = json.loads(
+        json.loads((next((tmp_path / "out" / "cells").glob("*raises*")) / "cell.json").read_text())["record"]
+    )
+    assert "raised on purpose" in record["log_tail"] and "Traceback" in record["log_tail"]
+
+
+def test_retry_runs_the_statuses_named_and_no_others(tmp_path, capsys):
+    arguments = ["run", suite(tmp_path, ["noop", "raises"], requests=1), "--out", str(tmp_path / "out"), *PLUGINS]
+    assert main(arguments) == 3
+    before = pd.read_parquet(tmp_path / "out" / "table.parquet").groupby("method")["started"].first()
+    assert main([*arguments, "--retry", "timeout,failed"]) == 3
+    after = pd.read_parquet(tmp_path / "out" / "table.parquet").groupby("method")["started"].first()
+    assert after["noop"] == before["noop"] and after["raises"] > before["raises"]
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+from slugbench.bench import MissingDependency, method
+
+@method("picky")
+@dataclass(frozen=True)
+class Picky:
+    """Skip by its own sentence."""
+    def skips(self, request):
+        return "it knows no blobs."
+    def __call__(self, request):
+        raise AssertionError("never called")
+
+@method("dependent")
+@dataclass(frozen=True)
+class Dependent:
+    """Need what nobody has."""
+    def __call__(self, request):
+        import a_package_that_nobody_has
+
+@method("leaver")
+@dataclass(frozen=True)
+class Leaver:
+    """End its process without a word."""
+    def __call__(self, request):
+        import os
+        os._exit(5)
+
+@method("greedy")
+@dataclass(frozen=True)
+class Greedy:
+    """Read more than the budget."""
+    def __call__(self, request):
+        while True:
+            for batch in request.retain.batches(64):
+                pass
+
+@method("parent")
+@dataclass(frozen=True)
+class Parent:
+    """Leave a child behind, in a session of its own."""
+    def __call__(self, request):
+        import subprocess, sys
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1234.5)"], start_new_session=False)
+        import time
+        time.sleep(1000)
+'''
+
+
+def test_skips_budgets_and_silent_ends_are_told_apart(tmp_path, capsys):
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    suite_file = suite(tmp_path, ["picky", "dependent", "leaver", "greedy", "parent"], requests=1, timeout=5)
+    plugins = ["--plugin", str(tmp_path / "plugin.py"), *PLUGINS]
+    assert main(["run", suite_file, *plugins, "--out", str(tmp_path / "out")]) == 3
+    rows = pd.read_parquet(tmp_path / "out" / "table.parquet").set_index("method")
+    assert rows["status"].to_dict() == {
+        "picky": "skipped", "dependent": "skipped", "leaver": "crashed", "greedy": "failed", "parent": "timeout",
+    }  # fmt: skip
+    assert rows["error"]["picky"] == "it knows no blobs." and "a_package_that_nobody_has" in rows["error"]["dependent"]
+    assert "code 5" in rows["error"]["leaver"] and "BudgetExceeded" in rows["error"]["greedy"]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "1234.5" in " ".join(p.info["cmdline"] or [])]
+
+
+# ---------------------------------------------------------------- nothing lost
+
+
+def test_a_truncated_cell_is_noticed_and_run_again(tmp_path, capsys):
+    arguments = ["run", suite(tmp_path, ["noop"]), "--out", str(tmp_path / "out"), *PLUGINS]
+    assert main(arguments) == 0
+    whole = table(tmp_path / "out")
+    for victim in [
+        *sorted((tmp_path / "out" / "cells").glob("*/cell.json"))[:1],
+        *sorted((tmp_path / "out" / "arrays").iterdir())[1:],
+    ]:
+        victim.write_bytes(victim.read_bytes()[:-20])
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "0 done before, 2 to run" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(table(tmp_path / "out"), whole)
+
+
+def test_a_stale_metric_is_judged_anew_from_the_arrays_and_a_stale_method_run_again(tmp_path, capsys):
+    metric = tmp_path / "metric.py"
+    text = (
+        "from dataclasses import dataclass\nfrom slugbench.bench import Value, metric\n"
+        '@metric("mine")\n@dataclass(frozen=True)\nclass Mine:\n    """A number."""\n    def __call__(self, outcome):\n'
+        '        return [Value("mine", FACTOR * float(outcome.answers["rank"].mean()))]\n'
+    )
+    metric.write_text(text.replace("FACTOR", "1"))
+    command = ["run", suite(tmp_path, ["noop"], requests=1), "--out", str(tmp_path / "out"), *PLUGINS]
+    arguments = [*command, "--plugin", str(metric), "--metrics", "mine,cost"]
+    with restored_registry():
+        assert main(arguments) == 0
+    before = pd.read_parquet(tmp_path / "out" / "table.parquet").set_index("metric")
+    metric.write_text(text.replace("FACTOR", "2"))
+    with restored_registry():
+        assert main(arguments) == 0
+    after = pd.read_parquet(tmp_path / "out" / "table.parquet").set_index("metric")
+    assert after["value"]["mine"] == 2 * before["value"]["mine"] != 0
+    assert after["started"]["mine"] == before["started"]["mine"] and after["value"]["t_total"] == before["value"]["t_total"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--jobs", "2"], ["--jobs", "2", "--backend", "loky"]], ids=" ".join)
+def test_kill_9_at_any_moment_loses_only_the_cells_then_running(tmp_path, capsys, options):
+    methods = ["noop", "nans", "sleeps:seconds=0.2", "raises"]
+    suite_file = suite(tmp_path, methods, base_seeds=[0, 1], method_seeds=[0, 1])
+    assert main(["run", suite_file, *PLUGINS, "--jobs", "1", "--out", str(tmp_path / "undisturbed")]) == 3
+    command = [
+        sys.executable,
+        "-m",
+        "slugbench.bench",
+        "run",
+        suite_file,
+        *PLUGINS,
+        *options,
+        "--out",
+        str(tmp_path / "killed"),
+    ]
+    pause, started = random.Random(0), {}
+    for _ in range(5):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(pause.uniform(2, 8))
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _, orphans = psutil.wait_procs(family, timeout=10)
+        assert not orphans
+        for cell in (tmp_path / "killed" / "cells").glob("[!.]*/cell.json"):
+            facts = json.loads(json.loads(cell.read_text())["record"])
+            assert started.setdefault(cell.parent.name, facts["started"]) == facts["started"]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 3
+    pd.testing.assert_frame_equal(table(tmp_path / "killed"), table(tmp_path / "undisturbed"))
+    frame = pd.read_parquet(tmp_path / "killed" / "table.parquet").groupby("cell")["started"].first()
+    assert {cell: frame[cell] for cell in started} == started
+
+
+def test_an_interrupt_keeps_finished_cells_and_leaves_no_process(tmp_path):
+    suite_file = suite(tmp_path, ["noop", "sleeps:seconds=600"], requests=1)
+    command = [sys.executable, "-m", "slugbench.bench", "run", suite_file, *PLUGINS, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "noop" in line:
+            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and "finished cells are kept" in error
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert pd.read_parquet(tmp_path / "out" / "table.parquet")["method"].unique().tolist() == ["noop"]
+
+
+@pytest.mark.slow
+def test_jobs_and_backends_give_the_same_values(tmp_path, capsys):
+    suite_file = suite(tmp_path, ["noop", "nans", "raises"], base_seeds=[0, 1])
+    tables = []
+    for k, options in enumerate((["--jobs", "1"], ["--jobs", "2"], ["--jobs", "2", "--backend", "loky"])):
+        assert main(["run", suite_file, *PLUGINS, *options, "--out", str(tmp_path / f"out{k}")]) == 3
+        tables.append(table(tmp_path / f"out{k}"))
+    for other in tables[1:]:
+        pd.testing.assert_frame_equal(other, tables[0])
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path, capsys):
+    import filelock
+
+    (tmp_path / "out").mkdir()
+    with filelock.FileLock(tmp_path / "out" / ".lock"):
+        assert main(["run", suite(tmp_path, ["noop"]), "--out", str(tmp_path / "out"), *PLUGINS]) == 2
+    assert "another slugbench run is writing" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- isolation itself
+
+
+def test_output_goes_to_the_log_and_an_exception_is_an_exit_code(tmp_path):
+    log, limits = tmp_path / "log.txt", Limits(30, 10**10)
+    assert run("builtins:print", {"a": 1}, log=log, limits=limits)[:2] == ("exited", 0)
+    assert run("operator:length_hint", {"a": 1}, log=log, limits=limits)[:2] == ("exited", 0)
+    assert run("operator:neg", {"a": 1}, log=log, limits=limits)[:2] == ("exited", 1)
+    assert log.read_text().startswith("{'a': 1}\nProcess") and "TypeError: bad operand" in log.read_text()
+
+
+def test_memory_of_a_tree_is_that_of_its_processes():
+    child = "x = b'x' * 50_000_000; input()"
+    code = f"import subprocess, sys; x = b'x' * 50_000_000; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        while not (seen := tree_bytes(process.pid)) > 100e6:
+            assert process.poll() is None
+        process.stdin.close()
+    assert seen < 150e6 and tree_bytes(process.pid) == 0
