@@ -35,7 +35,7 @@ class SalUn:
     learning_rate: float | None = None
     """Of the first try. None: the paper's .013 (SGD) for classifiers, else 1e-3 (Adam)."""
     tries: int = 2
-    steps: int = 60  # of a try; the paper: 10 epochs
+    steps: int = 40  # of a try; the paper: 10 epochs
     batch: int = 32
     retain_batch: int = 96
     every: int = 5
