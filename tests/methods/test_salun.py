@@ -63,7 +63,7 @@ def test_no_optimiser_moves_what_is_masked(decay, monkeypatch):
 
 def test_the_target_is_forgotten_and_the_rest_is_kept():
     model = SalUn()(clip_request())
-    assert accuracy(model, pictures(9, 48, [3])) < 0.4
+    assert accuracy(model, pictures(9, 48, [3])) < 0.5
     assert accuracy(model, pictures(9, 48, [0, 1, 2, 4, 5, 6, 7])) > 0.7
     assert "logit_scale" not in changed(model)  # 1 - cos does not depend on it, so no mask holds it
 

@@ -55,14 +55,14 @@ def test_what_is_chosen_does_not_depend_on_the_order(pairs, random):
 def test_gradients_are_the_mean_of_batch_gradients_and_leave_no_trace():
     model, split = trained(), pictures(1, 3, [0, 1])
     model.logit_scale.requires_grad_(False)  # as a method may find it
-    found = mean_gradients(model, ["visual.proj", "logit_scale"], Contrast().loss, split.batches(4))
+    found = mean_gradients(model, ["logit_scale", "visual.proj"], Contrast().loss, split.batches(4))
     assert not model.logit_scale.requires_grad and all(p.grad is None for p in model.parameters())
     model.logit_scale.requires_grad_(True)
 
     by_hand = []
     for rows in (slice(0, 4), slice(4, 6)):  # the short batch weighs as much
         loss = Contrast().loss(model, {name: column[rows] for name, column in split.tensors.items()})
-        by_hand.append(torch.autograd.grad(loss, [model.visual.proj, model.logit_scale]))
+        by_hand.append(torch.autograd.grad(loss, [model.logit_scale, model.visual.proj]))
     for name, parts in zip(found, zip(*by_hand, strict=True), strict=True):
         torch.testing.assert_close(found[name], sum(parts) / 2)
 

@@ -32,7 +32,7 @@ def pictures(seed, size, names=range(NAMES)):
     prototypes = torch.randn(NAMES, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     label = torch.tensor(list(names)).repeat_interleave(size)
     noise = torch.randn(len(label), 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-    image = prototypes[label] + 2.5 * noise
+    image = prototypes[label] + 1.8 * noise
     members = {str(name): torch.nonzero(label == name)[:, 0] for name in names}
     return TensorSplit({"image": image, "text": tokens(label), "label": label}, members)
 
