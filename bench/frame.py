@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import UsageError
 from .store import read_run_file, table
 from .types import SCHEMA, STATUSES, Row
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 NUMBERS = ("value", "oracle_mean", "oracle_sd", "chance", "ci_low", "ci_high", "n_images", "n_units")
 SAME_CELL = ["task", "task_params", "request", "base_seed", "method", "method_params", "method_seed", "device", "threads"]
 """Two cells that agree in these should be one; where they are not, code, weights or library versions differ."""
 
-Run = tuple[pd.DataFrame, Mapping[str, Any]]
+Run: TypeAlias = "tuple[pd.DataFrame, Mapping[str, Any]]"
 
 
 def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -25,6 +26,8 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     Raises:
         UsageError: the folder is no run, a file of it cannot be read, or it was written under another schema.
     """
+    import pandas as pd
+
     folder = Path(folder)
     run = read_run_file(folder)
     _check_schema(run.get("schema", SCHEMA), str(folder / "run.json"))
@@ -46,6 +49,8 @@ def merge(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[Mapping[str, Any]]]:
     Raises:
         UsageError: there is no run, or their schemas differ.
     """
+    import pandas as pd
+
     if not runs:
         raise UsageError("there is no run to report on; give at least one folder that `slugbench run --out` wrote.")
     schemas = sorted({int(schema) for frame, _ in runs for schema in frame["schema"].unique()})
@@ -67,6 +72,8 @@ def normalised(frame: pd.DataFrame, *, where: str = "the table") -> pd.DataFrame
     Raises:
         UsageError: columns, schema or statuses are not those of `Row`.
     """
+    import pandas as pd
+
     wanted, given = list(Row.columns()), list(frame.columns)
     if missing := [c for c in wanted if c not in given]:
         raise UsageError(

@@ -7,10 +7,11 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import isolate
 from .artifacts import cache_dir
@@ -76,11 +77,31 @@ def run(jobs: Sequence[Job], settings: Settings) -> Generator[Finished, None, No
     )
     isolate.resume()
     try:
-        for finished in parallel(joblib.delayed(run_one)(job, settings, concurrent) for job in jobs):
-            if finished is not None:
-                yield finished
+        with _cells_stopped_by_signals():
+            for finished in parallel(joblib.delayed(run_one)(job, settings, concurrent) for job in jobs):
+                if finished is not None:
+                    yield finished
     finally:
         isolate.stop()
+
+
+@contextlib.contextmanager
+def _cells_stopped_by_signals() -> Iterator[None]:
+    """Stop the cells before an interrupt is raised: joblib lets it through only when those running have ended."""
+
+    def interrupt(*_: object) -> NoReturn:
+        isolate.stop()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:

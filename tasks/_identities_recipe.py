@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slugbench.bench import Answers, Model
+from slugbench.bench.provenance import processor
 from slugbench.bench.types import Pool
 
 from . import _clip, _people
@@ -168,7 +169,8 @@ def _facts(chosen: Sequence[Chosen]) -> dict[str, Any]:
     libraries = ("torch", "open_clip_torch", "numpy")
     return {
         "made_with": {
-            "platform": platform.platform(terse=True),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "processor": processor(),
             "threads": 1,
             **{library: version(library) for library in libraries},
         },

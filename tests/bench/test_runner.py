@@ -48,7 +48,7 @@ def table(folder):
 
 def test_five_ways_to_fail_are_five_statuses_and_hurt_nobody(tmp_path, capsys):
     methods = ["noop", *FAILURES]
-    suite_file = suite(tmp_path, methods, timeout=6, memory=1.2, requests=1)
+    suite_file = suite(tmp_path, methods, timeout=15, memory=1.0, requests=1)
     assert main(["run", suite_file, "--out", str(tmp_path / "out"), *PLUGINS]) == 3
     frame = pd.read_parquet(tmp_path / "out" / "table.parquet")
     status = frame.groupby("method")["status"].first().to_dict()
@@ -207,17 +207,21 @@ def test_kill_9_at_any_moment_loses_only_the_cells_then_running(tmp_path, capsys
     assert {cell: frame[cell] for cell in started} == started
 
 
-def test_an_interrupt_keeps_finished_cells_and_leaves_no_process(tmp_path):
-    suite_file = suite(tmp_path, ["noop", "sleeps:seconds=600"], requests=1)
+@pytest.mark.parametrize("backend", ["threads", "loky"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_finished_cells_and_leaves_no_process(tmp_path, backend, number):
+    suite_file = suite(tmp_path, ["noop", "sleeps:seconds=600"], requests=1, timeout=1000)
     command = [sys.executable, "-m", "slugbench.bench", "run", suite_file, *PLUGINS, "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "noop" in line:
-            break
+    with open(tmp_path / "error", "w") as error:
+        process = subprocess.Popen(
+            [*command, "--jobs", "2", "--backend", backend], stdout=subprocess.PIPE, stderr=error, text=True
+        )
+    next(line for line in process.stdout if "noop s0 ok" in line)
+    time.sleep(1)  # by now the runner waits for the sleeper
     family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130 and "finished cells are kept" in error
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and "finished cells are kept" in (tmp_path / "error").read_text()
     assert not psutil.wait_procs(family, timeout=10)[1]
     assert pd.read_parquet(tmp_path / "out" / "table.parquet")["method"].unique().tolist() == ["noop"]
 
