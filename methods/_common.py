@@ -42,7 +42,7 @@ class Allowance:
         """Batches of a train split, until it ends or the next one would be more than may be read."""
         size, left = min(size, self.reads), len(split)
         stream = split.batches(size, generator) if size else iter(())
-        while size and left and min(size, left) <= self.reads:
+        while 0 < min(size, left) <= self.reads:
             batch = next(stream)
             left -= len(batch["index"])
             self.reads -= len(batch["index"])
@@ -80,10 +80,21 @@ class Best(Generic[T]):
         self.scores: Scores | None = None
         self.candidate: T | None = None
 
+    def prefers(self, scores: Scores) -> bool:
+        """Whether a candidate of these scores would be kept."""
+        return preferred(self.request, scores, self.scores)
+
     def offer(self, scores: Scores, candidate: T) -> None:
         """Keep the candidate if the rule prefers it."""
-        if preferred(self.request, scores, self.scores):
+        if self.prefers(scores):
             self.scores, self.candidate = scores, candidate
+
+    def look(self, allowance: Allowance) -> Scores:
+        """Scores of the request's model; what it retains is measured only if that may decide, in a second evaluation."""
+        scores = allowance.validate(self.request.model, retain=False)
+        if self.prefers(scores._replace(retain=1.0)):
+            scores = allowance.validate(self.request.model)
+        return scores
 
 
 # ---------------------------------------------------------------- gradients and weights
@@ -139,10 +150,11 @@ def fine_tune(
     tries: int,
     steps: int,
     every: int,
+    stop: bool,
     masks: Tensors | None = None,
     allowance: Allowance | None = None,
 ) -> Model:
-    """Descend a stream of losses until validation says that the targets are forgotten; learning rate found likewise.
+    """Descend a stream of losses, looking at validation on the way; the learning rate is found likewise.
 
     A run that forgot is followed by one at a third of its learning rate, one that did not by one at three times it,
     until the direction turns or `tries` are used up. Each starts from the original weights.
@@ -154,6 +166,7 @@ def fine_tune(
         tries: how many learning rates at most.
         steps: of one try, at most; all tries together keep to `budget.max_steps`.
         every: how many steps lie between two looks at the validation accuracy of the targets.
+        stop: whether a run ends where it first forgot; where something protects what is kept, going on may pay.
         masks: where a weight may change at all, by name; the others come out with the very bits they went in with.
         allowance: where part of the budget has been used already.
 
@@ -162,16 +175,12 @@ def fine_tune(
     """
     model, start, best = request.model, snapshot(request.model), Best[dict[str, "torch.Tensor"]](request)
     allowance, tried, power = allowance or Allowance(request), set[int](), 0
-    # a look on the way and a full evaluation at the end are the least that a run needs
     while len(tried) < tries and power not in tried and allowance.evals >= 2 and allowance.steps and allowance.reads:
         tried.add(power)
         model.load_state_dict(start)
         stream = islice(losses(allowance), min(steps, allowance.steps))
-        state = _descend(request, allowance, stream, learning_rate * 3.0**power, every, masks)
-        model.load_state_dict(state)
-        scores = allowance.validate(model)
-        best.offer(scores, state)
-        power += -1 if request.reached(scores) else 1
+        forgot = _descend(request, allowance, best, stream, learning_rate * 3.0**power, every, stop, masks)
+        power += -1 if forgot else 1
     model.load_state_dict(start if best.candidate is None else best.candidate)
     return model.eval()
 
@@ -179,15 +188,17 @@ def fine_tune(
 def _descend(
     request: Request,
     allowance: Allowance,
+    best: Best[dict[str, torch.Tensor]],
     losses: Iterator[torch.Tensor],
     learning_rate: float,
     every: int,
+    stop: bool,
     masks: Tensors | None,
-) -> dict[str, torch.Tensor]:
-    """One run: the weights at the first look that found the targets forgotten, else at the look nearest to it."""
+) -> bool:
+    """One run; returns whether the targets were forgotten at any look."""
     import torch
 
-    model, nearest, state = request.model, math.inf, snapshot(request.model)
+    model, forgot = request.model, False
     names = [name for tower in request.objective.weights(model).values() for name in tower]
     with differentiable(model, names) as parameters:
         original = {name: parameter.detach().clone() for name, parameter in parameters.items()} if masks else {}
@@ -203,16 +214,17 @@ def _descend(
             for name, value in original.items():  # weight decay and momentum must not move what is masked either
                 parameters[name].data = torch.where(masks[name], parameters[name].data, value)  # type: ignore[index]
             request.progress("apply", step)
-            if step % every:
-                continue
-            scores = allowance.validate(model.eval(), retain=False)
-            if scores.forget < nearest:
-                nearest, state = scores.forget, snapshot(model)
-            if request.reached(scores) or allowance.evals < 2:
-                break
-            model.train()
+            if step % every == 0:
+                model.eval()
+                scores = best.look(allowance)
+                if best.prefers(scores):
+                    best.offer(scores, snapshot(model))
+                forgot |= request.reached(scores)
+                if (forgot and stop) or allowance.evals < 2:
+                    break
+                model.train()
     model.eval()
-    return state
+    return forgot
 
 
 def _optimizer(request: Request, parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:

@@ -28,9 +28,11 @@ class GradientAscent:
         Unlearning Gradient, 2025.
     """
 
-    learning_rate: float = 1e-3  # of the first try; SalUn's baseline uses 1e-4 to 1e-3 (SGD), SLUG's 1e-6 to 1e-7
-    tries: int = 4
-    steps: int = 60  # of a try; papers: 5 to 10 epochs
+    learning_rate: float | None = None
+    """Of the first try. None: 1e-3 (SGD) for classifiers, the highest of SalUn's 1e-4 to 1e-3; else 1e-4 (Adam), from
+    which tries go down. SLUG's 1e-6 and 1e-7 are for 151 M weights and thousands of steps."""
+    tries: int = 3
+    steps: int = 100  # of a try, at most; papers: 5 to 10 epochs
     batch: int = 32
     every: int = 1
 
@@ -43,5 +45,11 @@ class GradientAscent:
                 yield -request.objective.forget_loss(request.model, batch)
 
         return fine_tune(
-            request, losses, learning_rate=self.learning_rate, tries=self.tries, steps=self.steps, every=self.every
+            request,
+            losses,
+            learning_rate=self.learning_rate or (1e-3 if request.objective.kind == "classifier" else 1e-4),
+            tries=self.tries,
+            steps=self.steps,
+            every=self.every,
+            stop=True,
         )

@@ -31,13 +31,14 @@ class SalUn:
     """
 
     keep: float = 0.5  # share of weights that may change: the paper's 50 % threshold
-    alpha: float = 1.0
-    learning_rate: float = 1e-3  # of the first try; the paper's .013 (SGD, ResNet-18) is within its reach
-    tries: int = 3
-    steps: int = 60  # of a try; the paper: 10 epochs
+    alpha: float = 9.0  # weight of what is kept: the ratio of retain to forget batches in the paper's 10 % case
+    learning_rate: float | None = None
+    """Of the first try. None: the paper's .013 (SGD) for classifiers, else 1e-3 (Adam)."""
+    tries: int = 2
+    steps: int = 40  # of a try; the paper: 10 epochs
     batch: int = 32
     retain_batch: int = 96
-    every: int = 3
+    every: int = 5
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -65,10 +66,11 @@ class SalUn:
         return fine_tune(
             request,
             losses,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate or (0.013 if objective.kind == "classifier" else 1e-3),
             tries=self.tries,
             steps=self.steps,
             every=self.every,
+            stop=False,
             masks=masks,
             allowance=allowance,
         )

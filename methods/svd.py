@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from slugbench.bench import Batch, Model, Request, Split, method
 
-from ._common import Allowance, Best, generator_of, preferred
+from ._common import Allowance, Best, generator_of
 
 if TYPE_CHECKING:
     import torch
@@ -80,9 +80,7 @@ class DeepUnlearning:
             if allowance.evals < 2:
                 break
             project(*pair)
-            scores = allowance.validate(model, retain=False)
-            if preferred(request, scores._replace(retain=1.0), best.scores):  # might it be, if it kept all?
-                best.offer(allowance.validate(model), pair)
+            best.offer(best.look(allowance), pair)
         request.progress("apply")
         for name, weight in original.items():
             model.get_parameter(name).data.copy_(weight)

@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slugbench.bench import Scores
+from slugbench.methods._common import Allowance, Best, fine_tune, mean_gradients, preferred, snapshot
+
+from ..toys import toy_trial
+from .toy_clip import Contrast, accuracy, clip_request, pictures, trained
+
+
+def test_the_toy_clip_knows_its_names():
+    assert accuracy(trained(), pictures(5, 16)) > 0.85
+
+
+def scores(forget, retain=0.5):
+    return Scores(forget, retain, math.sqrt(forget * (1 - forget) / 16))
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (scores(0.125, 0.9), scores(0.0, 0.8)),  # both reached: what is kept decides
+        (scores(0.1875, 0.1), scores(0.5, 0.9)),  # 0.1875 <= 0.125 + 0.098: reached beats not reached
+        (scores(0.5, 0.1), scores(0.6, 0.9)),  # neither: the nearer one
+        (scores(0.5, 0.9), scores(0.5, 0.1)),
+        (scores(0.0, 0.9), scores(0.1, 0.9)),
+        (scores(0.0, 0.0), scores(0.0, math.nan)),
+    ],
+)
+def test_the_rule_prefers_what_forgot_and_kept_most_else_the_nearest(better, worse):
+    request = clip_request()  # its goal is 1/8
+    assert preferred(request, better, worse) and not preferred(request, worse, better)
+    assert preferred(request, worse, None)
+
+
+accuracies = st.integers(0, 16).map(lambda n: n / 16)
+
+
+@given(st.lists(st.tuples(accuracies, accuracies), min_size=1, max_size=8), st.randoms())
+def test_what_is_chosen_does_not_depend_on_the_order(pairs, random):
+    request, chosen = clip_request(), []
+    for _ in range(2):
+        best = Best(request)
+        for pair in pairs:
+            best.offer(scores(*pair), pair)
+        chosen.append(best.candidate)
+        random.shuffle(pairs)
+    assert chosen[0] == chosen[1]
+
+
+def test_gradients_are_the_mean_of_batch_gradients_and_leave_no_trace():
+    model, split = trained(), pictures(1, 3, [0, 1])
+    model.logit_scale.requires_grad_(False)  # as a method may find it
+    found = mean_gradients(model, ["logit_scale", "visual.proj"], Contrast().loss, split.batches(4))
+    assert not model.logit_scale.requires_grad and all(p.grad is None for p in model.parameters())
+    model.logit_scale.requires_grad_(True)
+
+    by_hand = []
+    for rows in (slice(0, 4), slice(4, 6)):  # the short batch weighs as much
+        loss = Contrast().loss(model, {name: column[rows] for name, column in split.tensors.items()})
+        by_hand.append(torch.autograd.grad(loss, [model.logit_scale, model.visual.proj]))
+    for name, parts in zip(found, zip(*by_hand, strict=True), strict=True):
+        torch.testing.assert_close(found[name], sum(parts) / 2)
+
+
+@given(size=st.integers(1, 40), reads=st.integers(0, 60))
+def test_an_allowance_ends_a_split_before_the_budget_does(size, reads):
+    request = clip_request(max_reads=reads)
+    allowance = Allowance(request)
+    read = sum(len(batch["index"]) for batch in allowance.batches(request.forget, size))
+    assert read <= min(reads, 24) and allowance.reads == reads - read
+    assert read == 24 or allowance.reads < min(size, reads, 24 - read) or read == reads
+
+
+def test_epochs_go_on_until_nothing_may_be_read():
+    request = clip_request(max_reads=70)
+    allowance = Allowance(request)
+    sizes = [len(b["index"]) for b in allowance.forever(request.forget, 16, torch.Generator())]
+    assert sizes == [16, 8, 16, 8, 16, 6]
+
+
+def record_rates(monkeypatch, forget_at, tries):
+    """The learning rates tried, when a run forgets at rates of at least `forget_at`."""
+    from slugbench.methods import _common
+
+    rates = []
+
+    def run(request, allowance, best, losses, rate, *rest):
+        rates.append(round(rate, 6))
+        return rate >= forget_at
+
+    monkeypatch.setattr(_common, "_descend", run)
+    fine_tune(clip_request(), lambda _: iter(()), learning_rate=1.0, tries=tries, steps=1, every=1, stop=True)
+    return rates
+
+
+def test_learning_rates_go_down_while_they_forget_and_up_while_they_do_not(monkeypatch):
+    third = round(1 / 3, 6)
+    assert record_rates(monkeypatch, 0.2, tries=9) == [1.0, third, round(1 / 9, 6)]
+    assert record_rates(monkeypatch, 5.0, tries=9) == [1.0, 3.0, 9.0]
+    assert record_rates(monkeypatch, 0.0, tries=2) == [1.0, third]
+
+
+def test_fine_tuning_keeps_to_its_steps_over_all_tries():
+    request = toy_trial().request
+
+    def losses(allowance):
+        for batch in allowance.forever(request.retain, 8, torch.Generator()):
+            yield request.objective.loss(request.model, batch)
+
+    allowance = Allowance(request)
+    fine_tune(request, losses, learning_rate=1e-9, tries=5, steps=40, every=40, stop=True, allowance=allowance)
+    assert allowance.steps == 0  # 40 + 40 + 20 of 100, and no try after that
+
+
+def test_a_snapshot_is_a_copy():
+    model = clip_request().model
+    before = snapshot(model)
+    model.visual.proj.data.zero_()
+    assert torch.equal(before["visual.proj"], trained().visual.proj)
