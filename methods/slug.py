@@ -47,7 +47,9 @@ class Slug:
         Cai et al., Targeted Unlearning with Single Layer Unlearning Gradient, 2025: equations 7 to 9, algorithms 1 to 3.
     """
 
-    batch: int = 16  # of the contrastive retain loss, whose in-batch negatives it decides; as in the authors' code
+    # Of the contrastive retain loss, whose in-batch negatives it decides. The authors' code has 16; at the size that the
+    # small models were trained with, retained validation accuracy on tuning people rose from .34 to .56.
+    batch: int = 128
     steps: int = 10  # evaluations in a layer's search; the paper's S
 
     def __call__(self, request: Request) -> Model:
