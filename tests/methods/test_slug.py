@@ -35,8 +35,7 @@ def test_the_edit_is_along_the_forget_gradient_upwards():
     (batch,) = split.batches(len(split))
     objective = Contrast()
     assert objective.forget_loss(model, batch) > objective.forget_loss(trained(), batch)
-    halves = [objective.forget_loss(trained(), b) for b in split.batches(16)]  # SLUG's batches: 16 and 8
-    ascent = torch.autograd.grad(sum(halves) / 2, trained().get_parameter(layer))[0]
+    ascent = torch.autograd.grad(objective.forget_loss(trained(), batch), trained().get_parameter(layer))[0]
     edit = (model.get_parameter(layer) - trained().get_parameter(layer)).detach()
     assert torch.cosine_similarity(edit.flatten(), ascent.flatten(), dim=0) > 0.9999
 
