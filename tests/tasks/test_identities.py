@@ -167,6 +167,23 @@ def test_gates_hold_for_everything_that_ships(task):
     assert not missed
 
 
+@pytest.mark.parametrize("seeds", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
+def test_gates_hold_for_whichever_base_seeds_run(task, seeds):
+    ids = [request.id for request in chosen()]
+    assert not [gate for gate in task.gates(ids, seeds) if not gate.ok]
+
+
+def test_nearness_is_asked_of_all_single_requests_and_can_fail(task, monkeypatch):
+    from slugbench.tasks import identities
+
+    found = task.gates(["hugo-alder"], (0,))[-1]
+    assert found.value == 21 / 24 and found == task.gates(["jon-maple"], (0,))[-1]
+    assert found.note == "below: gwen-birch 1.6, jon-maple 1.6, hugo-birch 0.3"
+    monkeypatch.setattr(identities, "_nearness", lambda request_id: 1.0)
+    missed = [gate.name for gate in task.gates(["joint-0", "hugo-alder"], (0,)) if not gate.ok]
+    assert len(missed) == 2 and all("nearness matters" in name for name in missed)
+
+
 def test_a_mask_that_is_not_caught_fails_its_gate(task):
     import pandas as pd
 
