@@ -10,7 +10,7 @@ from slugbench.bench import UsageError
 from slugbench.bench.provenance import processor
 from slugbench.tasks import _clip, _faces, _people
 from slugbench.tasks._identities_recipe import BASE_SEEDS, POOL_SIZES, choose, n_oracles, oracle_seed, train
-from slugbench.tasks._shipped import assets, load_weights
+from slugbench.tasks._shipped import assets, load_answers, load_weights
 from slugbench.tasks.identities import Identities, chosen, oracle_model, questions
 
 
@@ -31,7 +31,7 @@ def test_every_word_of_a_name_is_shared():
     names = [name.split() for name in _clip.TRAINED]
     assert len(_clip.TRAINED) == 64 and len(_clip.OUTSIDERS) == 32 and len({*_clip.TRAINED, *_clip.OUTSIDERS}) == 96
     for part in (0, 1):
-        assert min(sum(name[part] == word for name in names) for word in {name[part] for name in names}) >= 5
+        assert min(sum(name[part] == word for name in names) for word in {name[part] for name in names}) >= 4
     trained_words = {word for name in names for word in name}
     assert all(set(name.split()) <= trained_words for name in _clip.OUTSIDERS)
 
@@ -218,6 +218,24 @@ def test_the_recipe_makes_the_shipped_weights_bit_for_bit(without):
     name = f"{chosen()[2].id}-oracle-0" if without else "base-0"
     shipped = load_weights(_clip.new_model(), assets("identities") / f"{name}.safetensors")
     assert all(tensor.equal(shipped.state_dict()[key]) for key, tensor in made.state_dict().items())
+
+
+def test_a_rebuild_stopped_while_writing_makes_the_file_again(tmp_path, monkeypatch):
+    from slugbench.tasks import _identities_recipe as recipe
+
+    def stop_halfway(answers, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    made = []
+    monkeypatch.setattr(recipe, "train", lambda seed, without: made.append(seed) or _clip.new_model().eval())
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(recipe, "save_answers", stop_halfway)
+        recipe._make("base", tmp_path, 0)
+    for _ in range(2):
+        recipe._make("base", tmp_path, 0)
+    assert made == [0, 0]  # stopped, made again, then found
+    assert set(load_answers(recipe.answers_file(tmp_path, "base", 0))) == {"predicted", "rank", "score", "cosine"}
 
 
 def test_an_oracle_that_does_not_ship_is_trained_once(cache, monkeypatch):
