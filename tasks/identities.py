@@ -109,6 +109,8 @@ class Identities:
             found += _base_gates(seed)
         for request_id in request_ids:
             found += _request_gates(request_id, base_seeds)
+        if any(len(_request(request_id).targets) == 1 for request_id in request_ids):
+            found.append(_nearness_of_singles())
         return found
 
     def gates_after(self, frame: pd.DataFrame) -> list[Gate]:
@@ -266,6 +268,11 @@ MOST_MET_JOINT, MOST_MET_SINGLE = 0.05, 0.10
 oracle in a few gets a person right here and there: joint requests 0.02 to 0.03 over eight oracles, single ones 0.00 to
 0.08 over three."""
 
+LEAST_NEAR, LEAST_NEAR_SINGLES = 2.0, 0.75
+"""Siblings among the oracles' answers over chance, and the share of single requests that must reach it. Of one person
+it cannot be asked: siblings are the three nearest latents of each of the 24, yet three of them (gwen birch 1.6, jon
+maple 1.6, hugo birch 0.3; the others 3.4 to 21.0) are to these oracles most like someone of another family."""
+
 
 def _same_pictures() -> Gate:
     same = _people.picture_digest() == _facts()["pictures"]
@@ -291,7 +298,8 @@ def _base_gates(seed: int) -> list[Gate]:
 
 def _request_gates(request_id: str, base_seeds: Sequence[int]) -> list[Gate]:
     asked, request, rows = questions(request_id), _request(request_id), _rows(request_id)
-    bases = [_stored("base", seed, rows) for seed in base_seeds]
+    all_bases = {seed: _stored("base", seed, rows) for seed in BASE_SEEDS}
+    bases = [all_bases[_seed(seed)] for seed in base_seeds]
     oracles = [_stored(f"{request_id}-oracle", s, rows) for s in range(n_oracles(request))]
     on = {split: asked["split"] == split for split in ("forget", "retain")}
 
@@ -305,7 +313,8 @@ def _request_gates(request_id: str, base_seeds: Sequence[int]) -> list[Gate]:
     )
     joint = len(request.targets) > 1
     met = np.mean([accuracy(oracle, "forget") for oracle in oracles])
-    lost = np.mean([accuracy(base, "retain") for base in bases]) - np.mean(
+    # of all bases, whichever run: oracles do not depend on the base seed, while bases alone are 0.86 to 0.90 by chance
+    lost = np.mean([accuracy(base, "retain") for base in all_bases.values()]) - np.mean(
         [accuracy(oracle, "retain") for oracle in oracles]
     )
     found = [
@@ -314,6 +323,10 @@ def _request_gates(request_id: str, base_seeds: Sequence[int]) -> list[Gate]:
         _at_most(f"{request_id}: oracles keep utility: retained top-1 they lost", lost, 0.05),
     ]
     if joint:
+        near = _nearness(request_id)
+        found.append(
+            _at_least(f"{request_id}: nearness matters: siblings among oracles' answers, over chance", near, LEAST_NEAR)
+        )
         scores = [oracle["score"][on["forget"]] for oracle in oracles]
         null = np.median([_distance(x, scores[:s] + scores[s + 1 :]) for s, x in enumerate(scores)])
         apart = min(_distance(base["score"][on["forget"]], scores) for base in bases)
@@ -323,9 +336,21 @@ def _request_gates(request_id: str, base_seeds: Sequence[int]) -> list[Gate]:
     return found
 
 
-def _nearness(asked: dict[str, np.ndarray], request: Chosen, oracles: Sequence[Answers]) -> float:
+def _nearness_of_singles() -> Gate:
+    """Of all single requests, so that the verdict does not hang on which of them run."""
+    near = {request.id: _nearness(request.id) for request in chosen() if len(request.targets) == 1}
+    below = ", ".join(f"{name} {value:.1f}" for name, value in near.items() if value < LEAST_NEAR)
+    share = np.mean([value >= LEAST_NEAR for value in near.values()])
+    name = f"nearness matters: share of single requests with siblings {LEAST_NEAR} times chance among oracles' answers"
+    return _at_least(name, share, LEAST_NEAR_SINGLES)._replace(note=below and f"below: {below}")
+
+
+@cache
+def _nearness(request_id: str) -> float:
     """How much oftener than at random an oracle takes a forgotten person for one of its family."""
+    asked, request, rows = questions(request_id), _request(request_id), _rows(request_id)
     on = asked["split"] == "forget"
+    oracles = [_stored(f"{request_id}-oracle", s, rows) for s in range(n_oracles(request))]
     predicted = np.stack([oracle["predicted"][on] for oracle in oracles])
     wrong = ~np.isin(predicted, request.targets)
     siblings = predicted // _clip.TRAINED_A_FAMILY == asked["label"][on] // _clip.TRAINED_A_FAMILY

@@ -10,7 +10,7 @@ from slugbench.bench import UsageError
 from slugbench.bench.provenance import processor
 from slugbench.tasks import _clip, _faces, _people
 from slugbench.tasks._identities_recipe import BASE_SEEDS, POOL_SIZES, choose, n_oracles, oracle_seed, train
-from slugbench.tasks._shipped import assets, load_weights
+from slugbench.tasks._shipped import assets, load_answers, load_weights
 from slugbench.tasks.identities import Identities, chosen, oracle_model, questions
 
 
@@ -167,6 +167,23 @@ def test_gates_hold_for_everything_that_ships(task):
     assert not missed
 
 
+@pytest.mark.parametrize("seeds", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
+def test_gates_hold_for_whichever_base_seeds_run(task, seeds):
+    ids = [request.id for request in chosen()]
+    assert not [gate for gate in task.gates(ids, seeds) if not gate.ok]
+
+
+def test_nearness_is_asked_of_all_single_requests_and_can_fail(task, monkeypatch):
+    from slugbench.tasks import identities
+
+    found = task.gates(["hugo-alder"], (0,))[-1]
+    assert found.value == 21 / 24 and found == task.gates(["jon-maple"], (0,))[-1]
+    assert found.note == "below: gwen-birch 1.6, jon-maple 1.6, hugo-birch 0.3"
+    monkeypatch.setattr(identities, "_nearness", lambda request_id: 1.0)
+    missed = [gate.name for gate in task.gates(["joint-0", "hugo-alder"], (0,)) if not gate.ok]
+    assert len(missed) == 2 and all("nearness matters" in name for name in missed)
+
+
 def test_a_mask_that_is_not_caught_fails_its_gate(task):
     import pandas as pd
 
@@ -201,6 +218,24 @@ def test_the_recipe_makes_the_shipped_weights_bit_for_bit(without):
     name = f"{chosen()[2].id}-oracle-0" if without else "base-0"
     shipped = load_weights(_clip.new_model(), assets("identities") / f"{name}.safetensors")
     assert all(tensor.equal(shipped.state_dict()[key]) for key, tensor in made.state_dict().items())
+
+
+def test_a_rebuild_stopped_while_writing_makes_the_file_again(tmp_path, monkeypatch):
+    from slugbench.tasks import _identities_recipe as recipe
+
+    def stop_halfway(answers, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    made = []
+    monkeypatch.setattr(recipe, "train", lambda seed, without: made.append(seed) or _clip.new_model().eval())
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(recipe, "save_answers", stop_halfway)
+        recipe._make("base", tmp_path, 0)
+    for _ in range(2):
+        recipe._make("base", tmp_path, 0)
+    assert made == [0, 0]  # stopped, made again, then found
+    assert set(load_answers(recipe.answers_file(tmp_path, "base", 0))) == {"predicted", "rank", "score", "cosine"}
 
 
 def test_an_oracle_that_does_not_ship_is_trained_once(cache, monkeypatch):
