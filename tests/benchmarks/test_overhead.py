@@ -21,7 +21,7 @@ from ..toys import ROOT, restored_registry
 NOTHING = str(ROOT / "tests" / "plugins" / "noop.py")
 CELLS = 200
 LIMIT = 3.0
-"""Times a bare process: generous, against a slow disk's fsync. The measured ratio is in docs/results/overhead.md."""
+"""Times a bare process: generous, against a slow disk and busy neighbours; two is what is usually measured."""
 
 
 @pytest.fixture
