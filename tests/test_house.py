@@ -22,7 +22,7 @@ TOP = {
     *("__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", ".gitignore", ".gitattributes"),
 }
 HOUSE = ("bench", *FOLDERS.values())
-LAYERS = {"types": 0, "errors": 0, "runner": 2, "cli": 3, "__main__": 4}
+LAYERS = {"types": 0, "errors": 0, "runner": 2, "commands": 3, "cli": 4, "__main__": 5}
 """Of the modules in `bench/`; all others are in layer 1. A module imports from its own layer and those below."""
 HEAVY = ("torch", "torchvision", "open_clip", "diffusers", "transformers", "sklearn", "scipy", "safetensors.torch")
 """Imported inside functions only."""

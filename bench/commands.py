@@ -1,0 +1,462 @@
+"""What each command of `slugbench` does: calls the other modules and prints. Imports nothing heavy before it must."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import GateError, UsageError
+from .registry import KINDS, REGISTRY, load, parse_spec, parse_specs
+from .types import STATUSES
+
+if TYPE_CHECKING:
+    from .plan import Cell, Suite
+    from .runner import Finished, Job, Settings
+    from .store import Store
+
+EXIT_NOT_ALL_OK = 3
+EXIT_GATE = 4
+LISTED = ("methods", "tasks", "metrics", "suites", "reports")
+
+
+# ---------------------------------------------------------------- list, plan
+
+
+def list_(arguments: argparse.Namespace) -> int:
+    """`slugbench list`."""
+    load(arguments.plugin)
+    kinds = {f"{kind}s": kind for kind in KINDS}
+    for what in [arguments.what] if arguments.what else LISTED:
+        print(f"{what}:")
+        if what == "suites":
+            from .plan import load_suite, suite_names
+
+            for name in suite_names():
+                suite = load_suite(name)
+                print(f"  {name:<12} {', '.join(suite.tasks)} x {', '.join(suite.methods)}")
+        else:
+            for name in REGISTRY.names(kinds[what]):
+                _print_entry(kinds[what], name)
+    for broken in REGISTRY.broken:
+        print(f"did not load: {broken.source}: {broken.error}", file=sys.stderr)
+    return 0
+
+
+def _print_entry(kind: Any, name: str) -> None:
+    import dataclasses
+
+    entry = REGISTRY.get(kind, name)
+    marks = [f" [{mark}]" for mark, on in (("control", entry.control), ("sees the trial", entry.sees == "trial")) if on]
+    print(f"  {name:<16} {entry.summary}{''.join(marks)}")
+    for key, value in entry.parameters().items():
+        print(f"  {'':<16}   {key}{'' if value is dataclasses.MISSING else f'={value}'}")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """`slugbench plan`."""
+    from .plan import expand
+    from .store import read_cell
+
+    load(arguments.plugin)
+    suite, device = _suite(arguments), _device(arguments.device)
+    cells = expand(suite, device=device)
+    seconds: dict[str, list[float]] = {}
+    done = 0
+    for cell in cells:
+        record = read_cell(arguments.out / "cells" / cell.name, arguments.out / "arrays") if arguments.out else None
+        if record is not None and record["key"] == cell.key:
+            done += 1
+            seconds.setdefault(cell.method, []).append(record["wall_seconds"])
+    print(f"suite {suite.name}: {len(cells)} cells on {device}, {done} done")
+    print(f"  limits: {suite.timeout:g} s and {suite.memory:g} GB a cell, {suite.threads} thread(s)")
+    for (task, request, pool), n in Counter((cell.task, cell.request, cell.pool) for cell in cells).items():
+        print(f"  {task:<12} {request:<20} {pool:<6} {n} cells")
+    for method, times in seconds.items():
+        print(f"  {method:<12} took {sum(times) / len(times):.1f} s a cell so far")
+    return 0
+
+
+# ---------------------------------------------------------------- run
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`slugbench run`: gates, missing cells, table, report."""
+    from . import provenance
+    from .plan import controls, expand
+    from .store import Store
+
+    load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
+    suite, device, reports = _suite(arguments), _device(arguments.device), _reports(f"text,{arguments.format}")
+    cells = expand(suite, device=device)
+    settings = _settings(arguments, suite, cells, device)
+    with contextlib.closing(
+        Store(arguments.out, suite=suite.name, settings={"threads": suite.threads, "device": device})
+    ) as store:
+        jobs = _missing(cells, store, arguments.retry)
+        facts = provenance.provenance(device)
+        mark = provenance.digest(facts)[:12]
+        if jobs or not store.run:
+            store.update_run(
+                schema=1,
+                suite=suite.model_dump(),
+                settings={"threads": suite.threads, "device": device},
+                controls=controls(),
+                provenance={mark: facts},
+            )
+        done = len(cells) - len(jobs)
+        print(f"{suite.name}: {len(cells)} cells, {done} done before, {len(jobs)} to run, {settings.jobs} at a time")
+        if jobs:
+            _check_gates(cells, store, settings)
+            try:
+                _run_cells(jobs, store, settings, mark)
+            finally:
+                store.write_table()
+            _check_gates_after(cells, store)
+        return _conclude(store, cells, reports, bool(jobs))
+
+
+def _suite(arguments: argparse.Namespace) -> Suite:
+    """The suite with what the command line puts in the place of its entries."""
+    from .plan import load_suite
+
+    suite = load_suite(arguments.suite)
+    changes: dict[str, Any] = {}
+    for name in ("methods", "tasks", "metrics"):
+        if (text := getattr(arguments, name)) is not None:
+            changes[name] = [_spec_text(spec.name, spec.params) for spec in parse_specs(text)]
+            if not changes[name] and name != "metrics":
+                raise UsageError(f"--{name} names none; leave it out to use the suite's.")
+    for name in ("requests", "base_seeds", "method_seeds", "threads", "timeout", "memory"):
+        if (value := getattr(arguments, name)) is not None:
+            changes[name] = value
+    if isinstance(changes.get("requests"), list):
+        changes["requests"] = _requests_by_task(changes["requests"], changes.get("tasks", suite.tasks))
+    return suite.model_copy(update=changes)
+
+
+def _spec_text(name: str, params: dict[str, str]) -> str:
+    return f"{name}:{','.join(f'{key}={value}' for key, value in params.items())}" if params else name
+
+
+def _requests_by_task(ids: list[str], tasks: Sequence[str]) -> dict[str, int | list[str]]:
+    """Requests named on the command line, sorted by the task that has them."""
+
+    found: dict[str, int | list[str]] = {}
+    left = dict.fromkeys(ids)
+    for spec in map(parse_spec, tasks):
+        listed = REGISTRY.create("task", spec.name, spec.params).requests()
+        found[spec.name] = [request.id for request in listed if request.id in ids]
+        for request in listed:
+            left.pop(request.id, None)
+    if left:
+        raise UsageError(f"no task of this run has the request '{next(iter(left))}'; `slugbench plan` shows what there is.")
+    return found
+
+
+def _device(wanted: str) -> str:
+    """`cpu` or `cuda`; a device that is absent is refused."""
+    if wanted == "cpu":
+        return "cpu"
+    from .provenance import accelerators
+
+    there = False
+    if accelerators():  # torch is asked only where the driver sees a device: it takes seconds to import
+        import torch
+
+        there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UsageError("--device cuda: there is no CUDA device that torch can use here; leave it out or use --device cpu.")
+    return "cuda" if there else "cpu"
+
+
+def _settings(arguments: argparse.Namespace, suite: Suite, cells: Sequence[Cell], device: str) -> Settings:
+    from .isolate import Limits
+    from .plan import preloads
+    from .provenance import accelerators
+    from .runner import Settings
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    default = max(len(accelerators()), 1) if device == "cuda" else max(cores // suite.threads, 1)
+    return Settings(
+        limits=Limits(suite.timeout, int(suite.memory * 1e9)),
+        jobs=arguments.jobs or default,
+        backend=arguments.backend,
+        plugins=tuple(_absolute(arguments.plugin)),
+        preload=tuple(preloads(cells)),
+    )
+
+
+def _absolute(plugins: Sequence[str]) -> list[str]:
+    """Plug-in files by absolute path, so that processes elsewhere find them."""
+    return [str(Path(plugin).resolve()) if plugin.endswith(".py") or "/" in plugin else plugin for plugin in plugins]
+
+
+def _missing(cells: Sequence[Cell], store: Store, retry: Sequence[str]) -> list[Job]:
+    """What is to be done: cells that are not there, stale or to be retried, and metrics that are stale."""
+    from .cell import needs_model
+    from .runner import Job
+
+    jobs = []
+    for cell in cells:
+        record = store.finished(cell)
+        if record is None or record["status"] in retry:
+            jobs.append(Job(cell, cell.judges, store.scratch / cell.name))
+            continue
+        stale = tuple(j for j in cell.judges if record["values"].get(j.spec, {}).get("key") != j.key)
+        if record["status"] != "ok" or not stale:
+            continue
+        if any(needs_model(REGISTRY.get("metric", judge.name).cls) for judge in stale):
+            jobs.append(Job(cell, cell.judges, store.scratch / cell.name))
+        else:
+            jobs.append(Job(cell, stale, store.scratch / cell.name, record, store.arrays / f"{cell.name}.npz"))
+    return jobs
+
+
+def _check_gates(cells: Sequence[Cell], store: Store, settings: Settings) -> None:
+    """Acceptance gates of each task over the requests about to run, before any method."""
+    from . import runner
+
+    found = []
+    for task, params, requests, seeds in _by_task(cells):
+        with tempfile.TemporaryDirectory(dir=store.scratch) as folder:
+            gates = runner.gates(task, params, requests, seeds, settings=settings, folder=Path(folder))
+        found += [{"task": task, "when": "before", **gate._asdict()} for gate in gates]
+    store.update_run(gates=found)
+    _refuse_failed(found)
+    print(f"gates: {len(found)} passed")
+
+
+def _check_gates_after(cells: Sequence[Cell], store: Store) -> None:
+    """Gates on the finished table: the controls are caught."""
+    from .store import table
+
+    frame = table(store.folder)
+    found = []
+    for name, params, _, _ in _by_task(cells):
+        task = REGISTRY.create("task", name, params)
+        found += [{"task": name, "when": "after", **gate._asdict()} for gate in task.gates_after(frame[frame.task == name])]
+    store.update_run(gates=[gate for gate in store.run["gates"] if gate["when"] == "before"] + found)
+
+
+def _refuse_failed(gates: Sequence[dict[str, Any]]) -> None:
+    for gate in gates:
+        if not gate["ok"]:
+            raise GateError(f"gate {_gate(gate)} failed before any method ran; see `slugbench doctor {gate['task']}`.")
+
+
+def _gate(gate: dict[str, Any]) -> str:
+    """`'name' of task: value (limit; note)`."""
+    value = "no value" if gate["value"] is None else f"{gate['value']:.4g}"
+    note = f"; {gate['note']}" if gate["note"] else ""
+    return f"'{gate['name']}' of {gate['task']}: {value} (allowed: {gate['limit']}{note})"
+
+
+def _by_task(cells: Sequence[Cell]) -> list[tuple[str, dict[str, Any], list[str], list[int]]]:
+    """The tasks of these cells with their requests and base seeds."""
+    groups: dict[tuple[str, str], tuple[dict[str, None], dict[int, None]]] = {}
+    for cell in cells:
+        requests, seeds = groups.setdefault((cell.task, json.dumps(cell.task_params)), ({}, {}))
+        requests[cell.request] = seeds[cell.base_seed] = None
+    return [(task, json.loads(params), list(requests), list(seeds)) for (task, params), (requests, seeds) in groups.items()]
+
+
+def _run_cells(jobs: Sequence[Job], store: Store, settings: Settings, mark: str) -> None:
+    from . import runner
+
+    for job in jobs:
+        store.scratch_for(job.cell)
+    with _progress(len(jobs)) as show, contextlib.closing(runner.run(jobs, settings)) as finished_cells:
+        for finished in finished_cells:
+            store.commit(finished.cell, {**finished.record, "provenance": mark}, finished.scratch)
+            show(finished)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A function that shows a finished cell: a bar with an estimate on a terminal, plain lines elsewhere."""
+    done = 0
+
+    def line(finished: Finished) -> str:
+        cell, record = finished.cell, finished.record
+        what = f"[{done}/{total}] {cell.task} {cell.request} b{cell.base_seed} {cell.method} s{cell.method_seed}"
+        sentence = f": {record['error']}" if record["error"] else ""
+        return f"{what} {record['status']} {record['wall_seconds']:.1f} s{sentence}"
+
+    if not sys.stdout.isatty():
+
+        def plain(finished: Finished) -> None:
+            nonlocal done
+            done += 1
+            print(line(finished), flush=True)
+
+        yield plain
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("cells"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        bar = progress.add_task("cells", total=total)
+
+        def barred(finished: Finished) -> None:
+            nonlocal done
+            done += 1
+            if finished.record["status"] not in ("ok", "skipped"):
+                progress.console.print(line(finished), markup=False, highlight=False)
+            progress.advance(bar)
+
+        yield barred
+
+
+def _conclude(store: Store, cells: Sequence[Cell], reports: Sequence[Any], fresh: bool) -> int:
+    """Reports, the leaderboard on the screen, and the exit code."""
+    folder = store.folder / "report"
+    counts = Counter((store.finished(cell) or {"status": "missing"})["status"] for cell in cells)
+    summary = ", ".join(f"{n} {name}" for name, n in counts.items())
+    if fresh or not folder.exists():
+        text, *others = _write_reports([store.folder], folder, reports)
+        print(text.read_text())
+        print(f"cells: {summary}")
+        for path in reversed(others):
+            print(path)
+    else:
+        print(f"nothing to do; cells: {summary}; the report is in {folder}")
+    failed = [gate for gate in store.run.get("gates", []) if not gate["ok"]]
+    if failed:
+        print(f"slugbench: gate {_gate(failed[0])} failed after the run.", file=sys.stderr)
+        return EXIT_GATE
+    return 0 if set(counts) <= {"ok", "skipped"} else EXIT_NOT_ALL_OK
+
+
+# ---------------------------------------------------------------- status, report
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """`slugbench status`."""
+    from .store import read_run_file, records
+
+    run = read_run_file(arguments.folder)
+    found = list(records(arguments.folder).values())
+    counts = Counter(record["status"] for record in found)
+    print(f"{arguments.folder}: suite {run['suite']['name']}, {len(found)} finished cells")
+    for name in STATUSES:
+        if counts[name]:
+            print(f"  {name:<8} {counts[name]}")
+    for record in found:
+        if record["error"]:
+            facts = record["facts"]
+            where = f"{facts['task']} {facts['request']} b{facts['base_seed']} {facts['method']} s{facts['method_seed']}"
+            print(f"  {record['status']:<8} {where}: {record['error']}")
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """`slugbench report`."""
+    load(_absolute(arguments.plugin), kinds=("report",))
+    for path in _write_reports(
+        arguments.folders, arguments.out or arguments.folders[0] / "report", _reports(arguments.format)
+    ):
+        print(path)
+    return 0
+
+
+def _reports(formats: str) -> list[Any]:
+    """The reports named, in their order; before long work, so that a wrong name costs nothing."""
+    load(kinds=("report",))
+    specs = parse_specs(formats)
+    return [REGISTRY.create("report", spec.name, spec.params) for spec in specs]
+
+
+def _write_reports(folders: Sequence[Path], out: Path, reports: Sequence[Any]) -> list[Path]:
+    """The main file of each report, in their order."""
+    from .frame import merge, read_run
+
+    frame, runs = merge([read_run(folder) for folder in folders])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return [make(frame, runs, out)[0] for make in reports]
+    except OSError as error:
+        raise UsageError(f"cannot write reports to {out} ({error.strerror or error}); choose another --out.") from error
+
+
+# ---------------------------------------------------------------- doctor, artifacts
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """`slugbench doctor`: 2 when a file is missing, 4 when a gate fails."""
+
+    load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
+    specs = [parse_spec(arguments.task)] if arguments.task else [parse_spec(name) for name in REGISTRY.names("task")]
+    tasks = {spec.name: REGISTRY.create("task", spec.name, spec.params) for spec in specs}
+    missing = False
+    for name, task in tasks.items():
+        print(f"{name}:")
+        for wanted in task.wanted():
+            missing |= not wanted.found
+            print(f"  {'found  ' if wanted.found else 'MISSING'} {wanted.path}: {wanted.note}")
+    if missing:
+        return UsageError.exit_code
+    return _doctor_gates(specs[0].name, specs[0].params, tasks[specs[0].name], arguments) if arguments.task else 0
+
+
+def _doctor_gates(name: str, params: dict[str, str], task: Any, arguments: argparse.Namespace) -> int:
+    from . import runner
+    from .isolate import Limits
+
+    settings = runner.Settings(
+        Limits(3600, int(16e9)), plugins=tuple(_absolute(arguments.plugin)), preload=("torch", *task.preload)
+    )
+    requests = [request.id for request in task.requests() if request.pool != "sealed"]
+    with tempfile.TemporaryDirectory() as folder:
+        gates = runner.gates(name, params, requests, task.base_seeds, settings=settings, folder=Path(folder))
+    for gate in gates:
+        print(f"  {'passed' if gate.ok else 'FAILED'} {_gate({'task': name, **gate._asdict()})}")
+    return 0 if all(gate.ok for gate in gates) else EXIT_GATE
+
+
+def artifacts_list(_: argparse.Namespace) -> int:
+    """`slugbench artifacts list`."""
+    from .artifacts import artifacts, cache_dir
+
+    found = artifacts()
+    for artifact in found:
+        print(f"  {artifact.bytes / 1e6:9.1f} MB  {artifact.path.name}")
+    print(f"{len(found)} artefacts, {sum(a.bytes for a in found) / 1e6:.1f} MB, in {cache_dir()}")
+    return 0
+
+
+def artifacts_rebuild(arguments: argparse.Namespace) -> int:
+    """`slugbench artifacts rebuild NAME`."""
+    load(_absolute(arguments.plugin), kinds=("task",))
+    out = arguments.out or Path(f"{arguments.task}-rebuilt")
+    task = REGISTRY.create("task", arguments.task)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out} ({error.strerror or error}); choose another --out.") from error
+    task.rebuild(out, jobs=arguments.jobs)
+    print(out)
+    return 0
+
+
+def artifacts_gc(arguments: argparse.Namespace) -> int:
+    """`slugbench artifacts gc`."""
+    from .artifacts import collect_garbage
+
+    removed = collect_garbage(arguments.keep)
+    print(f"removed {len(removed)} artefacts, {sum(a.bytes for a in removed) / 1e6:.1f} MB")
+    return 0
