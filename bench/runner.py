@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -75,6 +76,8 @@ def run(jobs: Sequence[Job], settings: Settings) -> Generator[Finished, None, No
         batch_size=1,
         pre_dispatch="n_jobs",
     )
+    # joblib's advice to whoever stops early; here it is an interrupt or a full disk, and cells are killed on purpose
+    warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed", category=UserWarning)
     isolate.resume()
     try:
         with _cells_stopped_by_signals():

@@ -221,7 +221,8 @@ def test_an_interrupt_keeps_finished_cells_and_leaves_no_process(tmp_path, backe
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode == 130 and "finished cells are kept" in (tmp_path / "error").read_text()
+    said = (tmp_path / "error").read_text()
+    assert process.returncode == 130 and "finished cells are kept" in said and said.count("\n") == 1
     assert not psutil.wait_procs(family, timeout=10)[1]
     assert pd.read_parquet(tmp_path / "out" / "table.parquet")["method"].unique().tolist() == ["noop"]
 
@@ -235,6 +236,26 @@ def test_jobs_and_backends_give_the_same_values(tmp_path, capsys):
         tables.append(table(tmp_path / f"out{k}"))
     for other in tables[1:]:
         pd.testing.assert_frame_equal(other, tables[0])
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_is_done(tmp_path, capsys, monkeypatch):
+    from slugbench.bench import store
+
+    arguments = ["run", suite(tmp_path, ["noop"]), "--out", str(tmp_path / "out"), *PLUGINS, "--jobs", "1"]
+    with monkeypatch.context() as full:
+        written, write = [], store.write_through
+
+        def no_room_for_the_second_cell(path):
+            written.append(path)
+            if path.name == "cell.json" and sum(p.name == "cell.json" for p in written) == 2:
+                raise OSError(28, "No space left on device")
+            write(path)
+
+        full.setattr(store, "write_through", no_room_for_the_second_cell)
+        assert main(arguments) == 2
+    assert "No space left on device); make room" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "1 done before, 1 to run" in capsys.readouterr().out
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, capsys):
