@@ -50,11 +50,11 @@ def measure(job: Mapping[str, Any]) -> None:
     _prepare_process(job)
     result: dict[str, Any] = {"status": "ok", "error": None, "values": {}, "cost": None}
     try:
-        trial = _build(job)
+        trial = dataclasses.replace(_build(job), method_seed=job["method_seed"])
         method, entry = _method(job)
-        reason = method.skips(trial.request) if hasattr(method, "skips") else None
+        reason = method.skips(_seen(entry, trial)) if hasattr(method, "skips") else None
         if reason:
-            result |= {"status": "skipped", "error": str(reason)}
+            result |= {"status": "skipped", "error": _plain(str(reason))}
         else:
             model, cost = unlearn(method, entry, trial, job)
             answers = trial.answer(model)
@@ -104,7 +104,7 @@ def unlearn(method: Any, entry: Entry, trial: Trial, job: Mapping[str, Any]) -> 
     before = _snapshot(trial.request.model)
     _warm_up(trial)
     with meter.running():
-        model = method(trial if entry.sees == "trial" else trial.request)
+        model = method(_seen(entry, trial))
     _check(model, job["method"])
     cost = meter.cost(concurrent=job["concurrent"])
     cost.bytes_delta = _bytes_delta(before, model)
@@ -131,7 +131,12 @@ def _metered(trial: Trial, meter: metering.Meter, job: Mapping[str, Any]) -> Tri
         device=device,
         progress=meter.progress,
     )
-    return dataclasses.replace(trial, request=request, method_seed=job["method_seed"])
+    return dataclasses.replace(trial, request=request)
+
+
+def _seen(entry: Entry, trial: Trial) -> Any:
+    """What a method may see."""
+    return trial if entry.sees == "trial" else trial.request
 
 
 def _warm_up(trial: Trial) -> None:
@@ -204,7 +209,7 @@ def judge(
             rows[spec] = [_facts(value, references) for value in metric(outcome)]
         except Exception as error:  # a metric's fault must not cost the cell: its row says what happened
             traceback.print_exc()
-            rows[spec] = [_facts(Value(spec, None, note=f"the metric raised {type(error).__name__}: {error}"), [])]
+            rows[spec] = [_facts(Value(spec, None, note=_plain(f"the metric raised {type(error).__name__}: {error}")), [])]
     return rows
 
 
@@ -250,10 +255,10 @@ def _finite(number: Any) -> float | None:
 
 def classify(error: BaseException) -> Verdict:
     """The status that an exception of a method, or of its task, becomes."""
-    text = f"{type(error).__name__}: {error}"
+    text = _plain(f"{type(error).__name__}: {error}")
     if isinstance(error, MissingDependency):
-        return Verdict("skipped", str(error))
-    if isinstance(error, ModuleNotFoundError):
+        return Verdict("skipped", _plain(str(error)))
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("slugbench"):
         return Verdict("skipped", f"needs the package '{error.name}', which is not installed.")
     if isinstance(error, InvalidModel):
         return Verdict("invalid", text)
@@ -261,6 +266,11 @@ def classify(error: BaseException) -> Verdict:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
         return Verdict("oom", text)
     return Verdict("failed", text)
+
+
+def _plain(text: str) -> str:
+    """Text that every file format can hold: lone surrogates, as in undecodable file names, written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # ---------------------------------------------------------------- process and files

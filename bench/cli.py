@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("slugbench: interrupted; finished cells are kept, the same command goes on from here.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except FileNotFoundError as error:
+        print(f"slugbench: {error.filename} is missing; put it back, or see `slugbench doctor`.", file=sys.stderr)
+        return UsageError.exit_code
     except BrokenPipeError:  # `slugbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -185,7 +188,13 @@ def _integers(text: str) -> list[int]:
 
 
 def _requests(text: str) -> int | list[str]:
-    return int(text) if text.lstrip("-").isdigit() else [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return int(text)
+    except ValueError:
+        ids = [part.strip() for part in text.split(",") if part.strip()]
+    if not ids:
+        raise argparse.ArgumentTypeError("it names no request; give a number or names")
+    return ids
 
 
 def _statuses(text: str) -> tuple[str, ...]:
@@ -202,6 +211,9 @@ def _bytes(text: str) -> int:
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
     unit = next((u for u in units if text.upper().endswith(u)), "")
     try:
-        return int(float(text[: len(text) - len(unit)]) * units.get(unit, 1))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB") from None
+        size = int(float(text[: len(text) - len(unit)]) * units.get(unit, 1))
+    except (ValueError, OverflowError):
+        size = -1
+    if size < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB")
+    return size

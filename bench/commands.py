@@ -110,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
                 settings={"threads": suite.threads, "device": device},
                 controls=controls(),
                 provenance={mark: facts},
+                reported=None,
             )
         done = len(cells) - len(jobs)
         print(f"{suite.name}: {len(cells)} cells, {done} done before, {len(jobs)} to run, {settings.jobs} at a time")
@@ -119,8 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
                 _run_cells(jobs, store, settings, mark)
             finally:
                 store.write_table()
+        if not store.run.get("reported"):
             _check_gates_after(cells, store)
-        return _conclude(store, cells, reports, bool(jobs))
+        return _conclude(store, cells, arguments.format, reports)
 
 
 def _suite(arguments: argparse.Namespace) -> Suite:
@@ -229,7 +231,7 @@ def _check_gates(cells: Sequence[Cell], store: Store, settings: Settings) -> Non
         with tempfile.TemporaryDirectory(dir=store.scratch) as folder:
             gates = runner.gates(task, params, requests, seeds, settings=settings, folder=Path(folder))
         found += [{"task": task, "when": "before", **gate._asdict()} for gate in gates]
-    store.update_run(gates=found)
+    _record_gates(store, found)
     _refuse_failed(found)
     print(f"gates: {len(found)} passed")
 
@@ -243,7 +245,13 @@ def _check_gates_after(cells: Sequence[Cell], store: Store) -> None:
     for name, params, _, _ in _by_task(cells):
         task = REGISTRY.create("task", name, params)
         found += [{"task": name, "when": "after", **gate._asdict()} for gate in task.gates_after(frame[frame.task == name])]
-    store.update_run(gates=[gate for gate in store.run["gates"] if gate["when"] == "before"] + found)
+    _record_gates(store, found)
+
+
+def _record_gates(store: Store, found: Sequence[dict[str, Any]]) -> None:
+    """Put gates among those known from earlier parts of the run, in the place of what they said then."""
+    known = {(gate["task"], gate["when"], gate["name"]): gate for gate in [*store.run.get("gates", []), *found]}
+    store.update_run(gates=list(known.values()))
 
 
 def _refuse_failed(gates: Sequence[dict[str, Any]]) -> None:
@@ -322,20 +330,24 @@ def _progress(total: int) -> Iterator[Any]:
         yield barred
 
 
-def _conclude(store: Store, cells: Sequence[Cell], reports: Sequence[Any], fresh: bool) -> int:
-    """Reports, the leaderboard on the screen, and the exit code."""
+def _conclude(store: Store, cells: Sequence[Cell], formats: str, reports: Sequence[Any]) -> int:
+    """Table and reports where they are not up to date, the leaderboard on the screen, and the exit code."""
     folder = store.folder / "report"
     counts = Counter((store.finished(cell) or {"status": "missing"})["status"] for cell in cells)
     summary = ", ".join(f"{n} {name}" for name, n in counts.items())
-    if fresh or not folder.exists():
-        text, *others = _write_reports([store.folder], folder, reports)
+    if store.run.get("reported") == formats:
+        print(f"nothing to do; cells: {summary}; the report is in {folder}")
+    else:  # also after a kill between the last cell and the report
+        store.write_table()
+        (text,) = _write_reports([store.folder], folder, reports[:1])
         print(text.read_text())
         print(f"cells: {summary}")
+        others = _write_reports([store.folder], folder, reports[1:])
+        store.update_run(reported=formats)
         for path in reversed(others):
             print(path)
-    else:
-        print(f"nothing to do; cells: {summary}; the report is in {folder}")
-    failed = [gate for gate in store.run.get("gates", []) if not gate["ok"]]
+    tasks = {cell.task for cell in cells}
+    failed = [gate for gate in store.run.get("gates", []) if not gate["ok"] and gate["task"] in tasks]
     if failed:
         print(f"slugbench: gate {_gate(failed[0])} failed after the run.", file=sys.stderr)
         return EXIT_GATE
@@ -378,19 +390,32 @@ def _reports(formats: str) -> list[Any]:
     """The reports named, in their order; before long work, so that a wrong name costs nothing."""
     load(kinds=("report",))
     specs = parse_specs(formats)
+    if not specs:
+        raise UsageError(f"--format names no report; there is {', '.join(REGISTRY.names('report'))}.")
     return [REGISTRY.create("report", spec.name, spec.params) for spec in specs]
 
 
 def _write_reports(folders: Sequence[Path], out: Path, reports: Sequence[Any]) -> list[Path]:
-    """The main file of each report, in their order."""
+    """The main file of each report, in their order.
+
+    Raises:
+        UsageError: a report failed, or could not be written; the others have been made.
+    """
     from .frame import merge, read_run
 
     frame, runs = merge([read_run(folder) for folder in folders])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return [make(frame, runs, out)[0] for make in reports]
-    except OSError as error:
-        raise UsageError(f"cannot write reports to {out} ({error.strerror or error}); choose another --out.") from error
+    written, failed = [], []
+    for make in reports:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            written.append(make(frame, runs, out)[0])
+        except OSError as error:
+            raise UsageError(f"cannot write reports to {out} ({error.strerror or error}); choose another --out.") from error
+        except Exception as error:  # a foreign report may fail in any way
+            failed.append(f"report {type(make).__name__} failed: {type(error).__name__}: {error}")
+    if failed:
+        raise UsageError(f"{'; '.join(failed)}; the other reports are in {out}.")
+    return written
 
 
 # ---------------------------------------------------------------- doctor, artifacts

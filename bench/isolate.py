@@ -8,6 +8,7 @@ children along; it dies with the process that started it; and its output goes to
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -101,22 +102,31 @@ def _context() -> ForkServerContext:
 
 def _watch(process: ForkServerProcess, limits: Limits) -> Ended:
     assert process.pid is not None  # it has been started
-    started, peak = time.monotonic(), 0
+    started, peak, seen = time.monotonic(), 0, set[psutil.Process]()
     while True:
         if wait([process.sentinel], timeout=POLL_SECONDS):
-            return _end(process, "exited", peak)
+            return _end(process, "exited", peak, seen)
+        seen |= set(_tree(process.pid)[1:])  # a process that is killed leaves them without a parent to find them by
         peak = max(peak, tree_bytes(process.pid))
         if _STOP.is_set():
-            return _end(process, "stopped", peak)
+            return _end(process, "stopped", peak, seen)
         if peak > limits.bytes:
-            return _end(process, "memory", peak)
+            return _end(process, "memory", peak, seen)
         if time.monotonic() - started > limits.seconds:
-            return _end(process, "timeout", peak)
+            return _end(process, "timeout", peak, seen)
 
 
-def _end(process: ForkServerProcess, how: Literal["exited", "timeout", "memory", "stopped"], peak: int) -> Ended:
+def _end(
+    process: ForkServerProcess,
+    how: Literal["exited", "timeout", "memory", "stopped"],
+    peak: int,
+    descendants: Iterable[psutil.Process],
+) -> Ended:
     assert process.pid is not None
     kill_tree(process.pid)  # also what a finished one left behind in its session
+    for descendant in descendants:
+        with contextlib.suppress(psutil.Error):
+            descendant.kill()  # psutil makes sure that the number is not another process's by now
     with _START:
         process.join()
         code = process.exitcode or 0
@@ -159,15 +169,27 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 def _enter(function: str, payload: dict[str, Any], log: str, environment: dict[str, str], reader: Connection) -> None:
     os.setsid()
+    _adopt_orphans()
     threading.Thread(target=_die_with_parent, args=(reader,), daemon=True).start()
     os.environ.update(environment)
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     # what the server's own streams were does not matter any more: text goes where the descriptors go
-    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False, errors="backslashreplace") for n in (1, 2))
     module, _, name = function.partition(":")
-    getattr(importlib.import_module(module), name)(payload)
+    try:
+        getattr(importlib.import_module(module), name)(payload)
+    finally:
+        for child in _tree(os.getpid())[1:]:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+def _adopt_orphans() -> None:
+    """Stay the parent of all that descends from here, sessions and double forks notwithstanding (Linux alone)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER in linux/prctl.h
 
 
 def _die_with_parent(reader: Connection) -> None:

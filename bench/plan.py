@@ -43,6 +43,14 @@ class Suite(pydantic.BaseModel):
     memory: float = pydantic.Field(default=16, gt=0)
     """GB (1e9 bytes) a cell's process tree may hold."""
 
+    @pydantic.model_validator(mode="after")
+    def _requests_are_of_its_tasks(self) -> Suite:
+        tasks = [parse_spec(text).name for text in self.tasks]
+        for name in self.requests if isinstance(self.requests, dict) else ():
+            if name not in tasks:
+                raise ValueError(f"requests names '{name}', which is none of its tasks {', '.join(tasks)}")
+        return self
+
 
 class Judge(NamedTuple):
     """A metric as a cell uses it."""
@@ -120,7 +128,9 @@ def _parse_suite(text: str, source: str) -> Suite:
 
 def _sentence(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else "?"
+    if not first["loc"]:  # of the suite as a whole
+        return first["msg"].removeprefix("Value error, ")
+    key = str(first["loc"][0])
     allowed = list(Suite.model_fields)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{did_you_mean(key, allowed)}; it may have {', '.join(allowed)}"
@@ -161,7 +171,9 @@ def expand(suite: Suite, *, device: str) -> list[Cell]:
                         method.name, method_params, method_seed, suite.threads, device, key, judges,
                     )
                 )  # fmt: skip
-    return cells
+    if not cells:
+        raise UsageError("this plan has no cells: it needs at least one request, base seed and method seed.")
+    return list({cell.name: cell for cell in cells}.values())  # two specs may come to the same
 
 
 def select(name: str, task: Task, wanted: int | dict[str, int | list[str]] | None) -> list[Listed]:

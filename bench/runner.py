@@ -110,7 +110,7 @@ def _cells_stopped_by_signals() -> Iterator[None]:
 def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
     """Run one job to its end in this process's place of work; None if it was stopped."""
     isolate.preload([*settings.preload, "slugbench.bench.preloaded"])
-    log = job.scratch / "log.txt"
+    log = job.scratch / ("log.txt" if job.known is None else "judged.txt")
     started, clock = now(), time.perf_counter()
     with _accelerator(job.cell.device) as environment:
         function = "measure" if job.known is None else "rejudge"
@@ -121,9 +121,8 @@ def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
     if ended.how == "stopped":
         return None
     result = _result(ended, job, settings.limits)
-    values = {judge.spec: {"key": judge.key, "rows": result["values"].get(judge.spec, [])} for judge in job.judges}
     if job.known is not None:
-        return Finished(job.cell, {**job.known, "values": {**job.known["values"], **values}}, job.scratch)
+        return Finished(job.cell, {**job.known, "values": {**job.known["values"], **_values(job, result)}}, job.scratch)
     record = {
         "key": job.cell.key,
         "facts": _facts(job.cell),
@@ -131,7 +130,7 @@ def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
         "error": result["error"],
         "log_tail": None if result["status"] in ("ok", "skipped") else log_tail(log),
         "cost": result["cost"],
-        "values": values if result["status"] == "ok" else {},
+        "values": _values(job, result) if result["status"] == "ok" else {},
         "started": started,
         "wall_seconds": time.perf_counter() - clock,
         "peak_pss_bytes": ended.peak_bytes,
@@ -177,6 +176,14 @@ def gates(
 # ---------------------------------------------------------------- helpers
 
 
+def _values(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows by metric; where judging anew came to nothing a row that says so, and no key, so that it is tried again."""
+    if result["status"] == "ok":
+        return {judge.spec: {"key": judge.key, "rows": result["values"].get(judge.spec, [])} for judge in job.judges}
+    note = f"could not be judged anew: {result['error']}"
+    return {judge.spec: {"key": None, "rows": [{"metric": judge.name, "note": note}]} for judge in job.judges}
+
+
 def _payload(job: Job, settings: Settings, concurrent: bool) -> dict[str, Any]:
     return {
         **_facts(job.cell),
@@ -214,7 +221,7 @@ def _result(ended: Ended, job: Job, limits: Limits) -> dict[str, Any]:
         return {"status": "ok", "error": None, "cost": None, **result}
     if ended.how == "exited" and ended.code == DISK_TROUBLE:
         raise UsageError(
-            f"a cell could not write its results ({log_tail(job.scratch / 'log.txt').splitlines()[-1]}); "
+            f"a cell could not write its results ({_last_line(job.scratch)}); "
             "make room and run the same command again: finished cells are kept."
         )
     return {"cost": None, "values": {}, **_verdict(ended, limits, job.scratch)}
@@ -231,8 +238,13 @@ def _verdict(ended: Ended, limits: Limits, scratch: Path) -> dict[str, str]:
         }
     if ended.how == "signal":
         return {"status": "crashed", "error": f"Crash: ended by {signal.Signals(ended.code).name}"}
-    last = (log_tail(scratch / "log.txt").splitlines() or ["no output"])[-1]
-    return {"status": "crashed", "error": f"Exit: ended with code {ended.code} and no result; last line: {last}"}
+    error = f"Exit: ended with code {ended.code} and no result; last line: {_last_line(scratch)}"
+    return {"status": "crashed", "error": error}
+
+
+def _last_line(scratch: Path) -> str:
+    lines = [line for log in scratch.glob("*.txt") for line in log_tail(log).splitlines()]
+    return lines[-1] if lines else "no output"
 
 
 def _read_result(scratch: Path) -> dict[str, Any] | None:

@@ -38,6 +38,8 @@ class Store:
 
     def __init__(self, folder: Path, *, suite: str, settings: Mapping[str, Any]) -> None:
         self.folder = folder
+        if not str(folder).isprintable():
+            raise UsageError(f"--out {str(folder)!r} is no name that every file format can write; choose another.")
         with self._writing():
             for sub in (self.cells, self.arrays):
                 sub.mkdir(parents=True, exist_ok=True)
@@ -47,6 +49,7 @@ class Store:
         self.run = read_run_file(folder) if (folder / "run.json").exists() else {}
         self._refuse_other(suite, settings)
         self.scratch = self.cells / ".unfinished"
+        self._put_back()
         shutil.rmtree(self.scratch, ignore_errors=True)  # what a killed run left; the lock is ours
         with self._writing():
             self.scratch.mkdir()
@@ -66,6 +69,14 @@ class Store:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self._lock.release()
 
+    def _put_back(self) -> None:
+        """Cells that a kill caught while they were being replaced."""
+        for old in self.scratch.glob("*.old"):
+            place = self.cells / old.name.removesuffix(".old")
+            if not place.exists():
+                with self._writing():
+                    old.rename(place)
+
     # ------------------------------------------------------------ run.json
 
     def update_run(self, **facts: Any) -> None:
@@ -79,6 +90,10 @@ class Store:
     def _refuse_other(self, suite: str, settings: Mapping[str, Any]) -> None:
         if not self.run:
             return
+        if self.run.get("schema", SCHEMA) != SCHEMA:
+            raise UsageError(
+                f"{self.folder} has schema {self.run['schema']}, this version writes {SCHEMA}; choose another --out."
+            )
         theirs = self.run["suite"]["name"]
         if theirs != suite:
             raise UsageError(f"{self.folder} belongs to suite '{theirs}', not '{suite}'; choose another --out.")
@@ -123,11 +138,12 @@ class Store:
             text = json.dumps(record, sort_keys=True)
             (scratch / "cell.json").write_text(json.dumps({"digest": digest(text), "record": text}))
             (scratch / "result.json").unlink(missing_ok=True)
-            (scratch / "log.txt").touch()
+            place = self.cells / cell.name
+            if not (scratch / "log.txt").exists() and (place / "log.txt").exists():  # judged anew, not run anew
+                shutil.copy(place / "log.txt", scratch)
             for file in scratch.iterdir():
                 write_through(file)
             _synchronise(scratch)
-            place = self.cells / cell.name
             if place.exists():
                 old = self.scratch / f"{cell.name}.old"
                 place.rename(old)
@@ -181,8 +197,8 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     """
     try:
         run = json.loads((folder / "run.json").read_text())
-        run["suite"]["name"], run["settings"]
-    except FileNotFoundError:
+        run["suite"]["name"], run["settings"]["threads"], run["settings"]["device"]
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{folder} is no run of slugbench: it has no run.json; give a folder that `slugbench run --out` made."
         ) from None

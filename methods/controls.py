@@ -25,6 +25,12 @@ class Original:
 class Oracle:
     """The aim of unlearning: a model trained anew without the targets."""
 
+    def skips(self, trial: Trial) -> str | None:
+        """A sentence where there is no oracle of that number."""
+        if not 0 <= trial.method_seed < len(trial.oracles):
+            return f"oracle number {trial.method_seed} is not among the {len(trial.oracles)} of this request."
+        return None
+
     def __call__(self, trial: Trial) -> Model:
         """Oracle number `method_seed`."""
         return trial.oracle_model(trial.method_seed)

@@ -96,10 +96,11 @@ class Identities:
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
-        """Digest of the base model, the oracles' answers, the choice of requests and the pictures' version."""
+        """Digest of the base model, the oracles, all their answers, the choice of requests and the pictures' version."""
         request, folder = _request(request_id), assets("identities")
-        files = [weights_file(folder, "base", _seed(base_seed)), folder / "requests.json"]
-        files += [answers_file(folder, f"{request_id}-oracle", s) for s in range(n_oracles(request))]
+        files = [folder / "requests.json"]
+        files += [make(folder, "base", _seed(base_seed)) for make in (weights_file, answers_file)]
+        files += _oracle_files(folder, request)
         return digest({"files": [file_digest(file) for file in files], "pictures": [_people.SEED, _people.VERSION]})
 
     def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
@@ -124,10 +125,12 @@ class Identities:
         return [_at_least("control mask is caught: its ks_d in SD over the oracles' own", float(apart.min()), 3.0)]
 
     def wanted(self) -> list[Wanted]:
-        """What ships with the package."""
-        folder = assets("identities")
-        files = [weights_file(folder, "base", seed) for seed in BASE_SEEDS] + [folder / "requests.json"]
-        note = "ships with the package; `slugbench artifacts rebuild identities` makes it anew"
+        """What ships with the package: base models, the choice of requests, oracles' answers and some of their weights."""
+        folder, note = assets("identities"), "ships with the package; `slugbench artifacts rebuild identities` makes it anew"
+        files = [folder / "requests.json"]
+        files += [make(folder, "base", seed) for seed in BASE_SEEDS for make in (weights_file, answers_file)]
+        for request in chosen() if files[0].is_file() else ():
+            files += _oracle_files(folder, request)
         return [Wanted(file, file.is_file(), note) for file in files]
 
     def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
@@ -157,6 +160,12 @@ def _request(request_id: str) -> Chosen:
     if request_id not in by_id:
         raise UsageError(f"identities has no request '{request_id}'; it has {', '.join(by_id)}.")
     return by_id[request_id]
+
+
+def _oracle_files(folder: Path, request: Chosen) -> list[Path]:
+    """What ships of a request's oracles: their answers, and of some their weights."""
+    kinds = (weights_file, answers_file) if request.ships else (answers_file,)
+    return [make(folder, f"{request.id}-oracle", s) for s in range(n_oracles(request)) for make in kinds]
 
 
 def _seed(seed: int) -> int:

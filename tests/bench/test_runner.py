@@ -175,7 +175,7 @@ def test_a_stale_metric_is_judged_anew_from_the_arrays_and_a_stale_method_run_ag
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--jobs", "2"], ["--jobs", "2", "--backend", "loky"]], ids=" ".join)
 def test_kill_9_at_any_moment_loses_only_the_cells_then_running(tmp_path, capsys, options):
-    methods = ["noop", "nans", "sleeps:seconds=0.2", "raises"]
+    methods = ["noop", "nans", "sleeps:seconds=1", "raises"]
     suite_file = suite(tmp_path, methods, base_seeds=[0, 1], method_seeds=[0, 1])
     assert main(["run", suite_file, *PLUGINS, "--jobs", "1", "--out", str(tmp_path / "undisturbed")]) == 3
     command = [
@@ -192,8 +192,10 @@ def test_kill_9_at_any_moment_loses_only_the_cells_then_running(tmp_path, capsys
     pause, started = random.Random(0), {}
     for _ in range(5):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(pause.uniform(2, 8))
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        time.sleep(pause.uniform(3, 6))
+        if process.poll() is not None:  # finished before the last kills
+            continue
+        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         _, orphans = psutil.wait_procs(family, timeout=10)
@@ -256,6 +258,61 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_is_done(tmp_pat
     assert "No space left on device); make room" in capsys.readouterr().err
     assert main(arguments) == 0
     assert "1 done before, 1 to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "end", ["return request.model", "os.kill(os.getpid(), 9)", "time.sleep(60)"], ids=["returns", "crashes", "hangs"]
+)
+def test_no_child_outlives_its_cell(tmp_path, capsys, end):
+    mark = f"time.sleep(54321.{os.getpid()})"
+    child = f"[sys.executable, '-c', 'import time; {mark}']"
+    (tmp_path / "plugin.py").write_text(
+        "import os, subprocess, sys, time\nfrom dataclasses import dataclass\nfrom slugbench.bench import method\n"
+        '@method("parent")\n@dataclass(frozen=True)\nclass Parent:\n    """Leave a child in a session of its own."""\n'
+        f"    def __call__(self, request):\n        subprocess.Popen({child}, start_new_session=True)\n"
+        f"        time.sleep(1)\n        {end}\n"
+    )
+    arguments = [
+        "run",
+        suite(tmp_path, ["parent"], requests=1, timeout=6),
+        "--plugin",
+        str(tmp_path / "plugin.py"),
+        *PLUGINS,
+    ]
+    main([*arguments, "--out", str(tmp_path / "out")])
+    time.sleep(0.5)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+
+
+def test_a_metric_that_dies_when_judging_anew_is_a_row_and_is_tried_again(tmp_path, capsys):
+    metric = tmp_path / "metric.py"
+    metric.write_text(
+        "import os\nfrom dataclasses import dataclass\nfrom slugbench.bench import metric\n"
+        '@metric("mine")\n@dataclass(frozen=True)\nclass Mine:\n    """No number."""\n    def __call__(self, outcome):\n'
+        "        os.kill(os.getpid(), 9)\n"
+    )
+    command = ["run", suite(tmp_path, ["noop"], requests=1), "--out", str(tmp_path / "out"), *PLUGINS]
+    assert main([*command, "--metrics", "cost"]) == 0
+    log = next((tmp_path / "out" / "cells").glob("[!.]*/log.txt")).read_bytes()
+    arguments = [*command, "--metrics", "cost,mine", "--plugin", str(metric)]
+    assert main(arguments) == 0
+    row = pd.read_parquet(tmp_path / "out" / "table.parquet").set_index("metric").loc["mine"]
+    assert pd.isna(row["value"]) and "could not be judged anew: Crash: ended by SIGKILL" in row["note"]
+    assert next((tmp_path / "out" / "cells").glob("[!.]*/log.txt")).read_bytes() == log
+    capsys.readouterr()
+    main(arguments)
+    assert "0 done before, 1 to run" in capsys.readouterr().out
+
+
+def test_what_a_kill_left_between_the_last_cell_and_the_report_is_made_up_for(tmp_path, capsys):
+    command = ["run", suite(tmp_path, ["noop"], requests=1), "--out", str(tmp_path / "out"), *PLUGINS]
+    assert main(command) == 0
+    run_file = tmp_path / "out" / "run.json"
+    run_file.write_text(run_file.read_text().replace('"reported": "html,md,csv"', '"reported": null'))
+    (tmp_path / "out" / "table.parquet").unlink()
+    assert main(command) == 0
+    assert (tmp_path / "out" / "table.parquet").exists() and main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, capsys):
