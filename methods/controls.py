@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveInt
+
 from slugbench.bench import Model, Request, Trial, method
 
 from ._common import generator_of
@@ -51,8 +53,8 @@ class Mask:
 class Noise:
     """SLUG with a Gaussian of equal norm for its gradient: what comes of damaging a layer in no direction at all."""
 
-    batch: int = Slug.batch
-    steps: int = Slug.steps
+    batch: PositiveInt = Slug.batch
+    steps: PositiveInt = Slug.steps
 
     def __call__(self, request: Request) -> Model:
         """The model with one tensor disturbed: layers and step found as SLUG finds them."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import PositiveFloat, PositiveInt
+
 from slugbench.bench import Model, Request, method
 
 from ._common import Allowance, fine_tune, generator_of
@@ -23,13 +25,13 @@ class FineTuning:
         Warnecke et al., Machine Unlearning of Features and Labels, 2021; a baseline of SalUn's and of SLUG's papers.
     """
 
-    learning_rate: float | None = None
+    learning_rate: PositiveFloat | None = None
     """None: .01 (SGD) for classifiers, the lowest of SalUn's and Deep Unlearning's .01 to .04; else 3e-3 (Adam). SLUG's
     1e-6 is for 151 M pre-trained weights; of 1e-3, 2e-3 and 3e-3 this is the first to forget on `identities`."""
-    tries: int = 1  # no higher rate is tried where this one does not forget: that ends in a model that answers nothing
-    steps: int = 80  # papers: 10 epochs
-    batch: int = 128
-    every: int = 5
+    tries: PositiveInt = 1  # no higher rate where this one does not forget: it ends in a model that answers nothing
+    steps: PositiveInt = 80  # papers: 10 epochs
+    batch: PositiveInt = 128
+    every: PositiveInt = 5
 
     def __call__(self, request: Request) -> Model:
         """The fine-tuned model."""

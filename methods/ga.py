@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import PositiveFloat, PositiveInt
+
 from slugbench.bench import Model, Request, method
 
 from ._common import Allowance, fine_tune, generator_of
@@ -28,13 +30,13 @@ class GradientAscent:
         Unlearning Gradient, 2025.
     """
 
-    learning_rate: float | None = None
+    learning_rate: PositiveFloat | None = None
     """Of the first try. None: 1e-3 (SGD) for classifiers, the highest of SalUn's 1e-4 to 1e-3; else 1e-4 (Adam), from
     which tries go down. SLUG's 1e-6 and 1e-7 are for 151 M weights and thousands of steps."""
-    tries: int = 3
-    steps: int = 100  # of a try, at most; papers: 5 to 10 epochs
-    batch: int = 32
-    every: int = 1
+    tries: PositiveInt = 3
+    steps: PositiveInt = 100  # of a try, at most; papers: 5 to 10 epochs
+    batch: PositiveInt = 32
+    every: PositiveInt = 1
 
     def __call__(self, request: Request) -> Model:
         """The model at the step where the targets were forgotten."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import PositiveFloat, PositiveInt
+
 from slugbench.bench import Batch, Model, Request, method
 
 from ._common import Allowance, fine_tune, generator_of, mean_gradients
@@ -31,14 +33,14 @@ class SalUn:
     """
 
     keep: float = 0.5  # share of weights that may change: the paper's 50 % threshold
-    alpha: float = 9.0  # weight of what is kept: the ratio of retain to forget batches in the paper's 10 % case
-    learning_rate: float | None = None
+    alpha: PositiveFloat = 9.0  # weight of what is kept: the ratio of retain to forget batches in the paper's 10 % case
+    learning_rate: PositiveFloat | None = None
     """Of the first try. None: the paper's .013 (SGD) for classifiers, else 1e-3 (Adam)."""
-    tries: int = 2
-    steps: int = 40  # of a try; the paper: 10 epochs
-    batch: int = 32
-    retain_batch: int = 96
-    every: int = 5
+    tries: PositiveInt = 2
+    steps: PositiveInt = 40  # of a try; the paper: 10 epochs
+    batch: PositiveInt = 32
+    retain_batch: PositiveInt = 96
+    every: PositiveInt = 5
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:

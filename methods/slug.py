@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from pydantic import PositiveInt
 
 from slugbench.bench import Model, Request, method
 
@@ -49,8 +50,8 @@ class Slug:
 
     # Of the contrastive retain loss, whose in-batch negatives it decides. The authors' code has 16; at the size that the
     # small models were trained with, retained validation accuracy on tuning people rose from .34 to .56.
-    batch: int = 128
-    steps: int = 10  # evaluations in a layer's search; the paper's S
+    batch: PositiveInt = 128
+    steps: PositiveInt = 10  # evaluations in a layer's search; the paper's S
 
     def __call__(self, request: Request) -> Model:
         """The model with one tensor edited."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PositiveFloat, PositiveInt
+
 from slugbench.bench import Batch, Model, Request, Split, method
 
 from ._common import Allowance, Best, generator_of
@@ -44,9 +46,9 @@ class DeepUnlearning:
         Kodge et al., Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting, 2024, equations 1 to 3.
     """
 
-    samples: int = 900  # of each split; the authors' number for ten classes. Drawn at random, theirs: first of each class
-    alpha_retain: float | None = None  # None: chosen from the grid
-    alpha_forget: float | None = None
+    samples: PositiveInt = 900  # of each split, drawn at random; the authors: the first ones, 900 for ten classes
+    alpha_retain: PositiveFloat | None = None  # None: chosen from the grid
+    alpha_forget: PositiveFloat | None = None
     both: bool = False
 
     def __call__(self, request: Request) -> Model:
