@@ -90,6 +90,8 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
 
 FORGET = ("fa@1", "acc_forget", "ua")
 RETAIN = ("ra@1", "acc_retain", "ira")
+UTILITY = ("util@1",)
+"""Another task on the same model: to have lost it is damage that accuracy on what is kept may not show."""
 PRIVACY = ("mia_sample",)
 ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "other", "cost")
 BETTER = {"higher": "higher is better", "lower": "lower is better", "oracle": "nearest to the oracle is best"}

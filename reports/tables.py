@@ -16,7 +16,7 @@ import pandas as pd
 
 from slugbench.bench.frame import SAME_CELL, normalised
 
-from .glossary import ARROW, FORGET, PRIVACY, RETAIN, about, number, position, unit_of
+from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
 from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
 
 CONTROLS = ("original", "oracle", "mask", "noise")
@@ -237,7 +237,7 @@ def _chance(part: pd.DataFrame) -> float | None:
 
 
 def _axes(rows: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
-    """One metric each for forgetting, retaining and privacy, as far as they have a value and an oracle on every request."""
+    """One metric each for forgetting, retaining, utility and privacy, where all requests have a value and an oracle."""
     measured = rows[rows["value"].notna() & rows["oracle_mean"].notna() & ~rows["control"]]
     everywhere = {m for m, part in measured.groupby("metric") if part["request"].nunique() == rows["request"].nunique()}
     open_to = [c for c in columns if c.name in everywhere and not c.is_cost]
@@ -245,7 +245,8 @@ def _axes(rows: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
     forget = next((m for m in FORGET if m in names), None) or next((c.name for c in open_to if c.better == "oracle"), None)
     retain = next((m for m in RETAIN if m in names), None) or next((c.name for c in open_to if c.better == "higher"), None)
     privacy = next((m for m in PRIVACY if m in names), None)
-    return tuple(dict.fromkeys(m for m in (forget, retain, privacy) if m))
+    utility = next((m for m in UTILITY if m in names), None)
+    return tuple(dict.fromkeys(m for m in (forget, retain, utility, privacy) if m))
 
 
 def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[str], notes: _Notes) -> Line:
@@ -461,7 +462,7 @@ def distance_text(line: Line) -> str:
 
 def headline(board: Board) -> list[str]:
     """The few metrics for narrow places: the axes, the rest of what a reader asks first, and time."""
-    wanted = [*board.axes, *FORGET, *RETAIN, *PRIVACY, "util@1", "ks_d"]
+    wanted = [*board.axes, *FORGET, *RETAIN, *UTILITY, *PRIVACY, "ks_d"]
     names = [m for m in dict.fromkeys(wanted) if board.column(m)] or [c.name for c in board.quality()]
     return names[:4] + (["t_total"] if board.column("t_total") else [])
 

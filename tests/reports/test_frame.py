@@ -10,7 +10,9 @@ from slugbench.bench.frame import merge, normalised, read_run
 def write(folder, frame, run=None):
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(folder / "table.parquet")
-    (folder / "run.json").write_text(json.dumps(run or {"schema": 1, "suite": {"name": "quick"}, "settings": {}}))
+    (folder / "run.json").write_text(
+        json.dumps(run or {"schema": 1, "suite": {"name": "quick"}, "settings": {"threads": 1, "device": "cpu"}})
+    )
     return folder
 
 
@@ -38,7 +40,11 @@ def test_another_schema_is_refused(tmp_path, frame):
     with pytest.raises(UsageError, match="schema 2; this version reads schema 1"):
         read_run(write(tmp_path / "a", frame.assign(schema=2)))
     with pytest.raises(UsageError, match="schema 9"):
-        read_run(write(tmp_path / "b", frame, {"schema": 9, "suite": {"name": "quick"}, "settings": {}}))
+        read_run(
+            write(
+                tmp_path / "b", frame, {"schema": 9, "suite": {"name": "quick"}, "settings": {"threads": 1, "device": "cpu"}}
+            )
+        )
 
 
 def test_a_missing_column_and_an_unknown_status_are_named(frame):
