@@ -87,12 +87,6 @@ def gates(job: Mapping[str, Any]) -> None:
     _save_result({"gates": [gate._asdict() for gate in found]}, Path(job["scratch"]))
 
 
-def rebuild(job: Mapping[str, Any]) -> None:
-    """Remake what a task ships."""
-    load(job["plugins"])
-    REGISTRY.create("task", job["task"], job["task_params"]).rebuild(Path(job["folder"]), jobs=job["jobs"])
-
-
 # ---------------------------------------------------------------- the method's run
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from .registry import KINDS, REGISTRY, load, parse_spec, parse_specs
 from .types import STATUSES
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .plan import Cell, Suite
     from .runner import Finished, Job, Settings
     from .store import Store
@@ -118,10 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
             _check_gates(cells, store, settings)
             try:
                 _run_cells(jobs, store, settings, mark)
-            finally:
+            except BaseException:  # what is finished can be read, whatever stopped the rest
                 store.write_table()
-        if not store.run.get("reported"):
-            _check_gates_after(cells, store)
+                raise
         return _conclude(store, cells, arguments.format, reports)
 
 
@@ -236,11 +237,8 @@ def _check_gates(cells: Sequence[Cell], store: Store, settings: Settings) -> Non
     print(f"gates: {len(found)} passed")
 
 
-def _check_gates_after(cells: Sequence[Cell], store: Store) -> None:
+def _check_gates_after(cells: Sequence[Cell], store: Store, frame: pd.DataFrame) -> None:
     """Gates on the finished table: the controls are caught."""
-    from .store import table
-
-    frame = table(store.folder)
     found = []
     for name, params, _, _ in _by_task(cells):
         task = REGISTRY.create("task", name, params)
@@ -331,18 +329,21 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def _conclude(store: Store, cells: Sequence[Cell], formats: str, reports: Sequence[Any]) -> int:
-    """Table and reports where they are not up to date, the leaderboard on the screen, and the exit code."""
+    """Table, gates and reports where they are not up to date, the leaderboard on the screen, and the exit code."""
+    from .frame import normalised
+
     folder = store.folder / "report"
     counts = Counter((store.finished(cell) or {"status": "missing"})["status"] for cell in cells)
     summary = ", ".join(f"{n} {name}" for name, n in counts.items())
     if store.run.get("reported") == formats:
         print(f"nothing to do; cells: {summary}; the report is in {folder}")
     else:  # also after a kill between the last cell and the report
-        store.write_table()
-        (text,) = _write_reports([store.folder], folder, reports[:1])
+        frame = normalised(store.write_table())
+        _check_gates_after(cells, store, frame)
+        (text,) = _write_reports(frame, [store.run], folder, reports[:1])
         print(text.read_text())
         print(f"cells: {summary}")
-        others = _write_reports([store.folder], folder, reports[1:])
+        others = _write_reports(frame, [store.run], folder, reports[1:])
         store.update_run(reported=formats)
         for path in reversed(others):
             print(path)
@@ -378,10 +379,12 @@ def status(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """`slugbench report`."""
+    from .frame import merge, read_run
+
     load(_absolute(arguments.plugin), kinds=("report",))
-    for path in _write_reports(
-        arguments.folders, arguments.out or arguments.folders[0] / "report", _reports(arguments.format)
-    ):
+    reports = _reports(arguments.format)
+    frame, runs = merge([read_run(folder) for folder in arguments.folders])
+    for path in _write_reports(frame, runs, arguments.out or arguments.folders[0] / "report", reports):
         print(path)
     return 0
 
@@ -395,15 +398,12 @@ def _reports(formats: str) -> list[Any]:
     return [REGISTRY.create("report", spec.name, spec.params) for spec in specs]
 
 
-def _write_reports(folders: Sequence[Path], out: Path, reports: Sequence[Any]) -> list[Path]:
+def _write_reports(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path, reports: Sequence[Any]) -> list[Path]:
     """The main file of each report, in their order.
 
     Raises:
         UsageError: a report failed, or could not be written; the others have been made.
     """
-    from .frame import merge, read_run
-
-    frame, runs = merge([read_run(folder) for folder in folders])
     written, failed = [], []
     for make in reports:
         try:

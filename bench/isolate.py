@@ -48,6 +48,11 @@ class Ended(NamedTuple):
     peak_bytes: int
     """Largest PSS seen."""
 
+    @property
+    def well(self) -> bool:
+        """Whether the function returned."""
+        return self.how == "exited" and self.code == 0
+
 
 def preload(modules: Iterable[str]) -> None:
     """Name the modules the server imports before it forks; has effect until the first process is started."""
@@ -106,8 +111,9 @@ def _watch(process: ForkServerProcess, limits: Limits) -> Ended:
     while True:
         if wait([process.sentinel], timeout=POLL_SECONDS):
             return _end(process, "exited", peak, seen)
-        seen |= set(_tree(process.pid)[1:])  # a process that is killed leaves them without a parent to find them by
-        peak = max(peak, tree_bytes(process.pid))
+        tree = _tree(process.pid)
+        seen |= set(tree[1:])  # a process that is killed leaves them without a parent to find them by
+        peak = max(peak, _bytes(tree))
         if _STOP.is_set():
             return _end(process, "stopped", peak, seen)
         if peak > limits.bytes:
@@ -138,8 +144,12 @@ def _end(
 
 def tree_bytes(pid: int) -> int:
     """Proportional set size of a process and its descendants: shared pages are counted once, by parts."""
+    return _bytes(_tree(pid))
+
+
+def _bytes(processes: Iterable[psutil.Process]) -> int:
     total = 0
-    for process in _tree(pid):
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             memory = process.memory_full_info()
             total += getattr(memory, "pss", memory.rss)

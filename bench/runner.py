@@ -166,7 +166,7 @@ def gates(
         "scratch": str(folder),
     }
     ended = isolate.run("slugbench.bench.cell:gates", payload, log=folder / "log.txt", limits=settings.limits)
-    result = _read_result(folder) if ended == ("exited", 0, ended.peak_bytes) else None
+    result = _read_result(folder) if ended.well else None
     if result is None:
         last = log_tail(folder / "log.txt").splitlines()[-1:] or [f"{ended.how} {ended.code}"]
         raise UsageError(f"task '{task}' cannot be prepared: {last[0]}")
@@ -217,7 +217,7 @@ def _facts(cell: Cell) -> dict[str, Any]:
 def _result(ended: Ended, job: Job, limits: Limits) -> dict[str, Any]:
     """What the cell left, or what its end says of it."""
     result = _read_result(job.scratch)
-    if ended.how == "exited" and ended.code == 0 and result is not None:
+    if ended.well and result is not None:
         return {"status": "ok", "error": None, "cost": None, **result}
     if ended.how == "exited" and ended.code == DISK_TROUBLE:
         raise UsageError(

@@ -164,8 +164,8 @@ class Store:
 
     # ------------------------------------------------------------ table
 
-    def write_table(self) -> Path:
-        """Make `table.parquet` and `table.csv` from the finished cells; returns the former."""
+    def write_table(self) -> Any:
+        """Make `table.parquet` and `table.csv` from the finished cells; returns the table."""
         frame = table(self.folder)
         with self._writing():
             for name, write in (("table.parquet", frame.to_parquet), ("table.csv", frame.to_csv)):
@@ -173,7 +173,7 @@ class Store:
                 write(unfinished, index=False)
                 write_through(unfinished)
                 unfinished.replace(self.folder / name)
-        return self.folder / "table.parquet"
+        return frame
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

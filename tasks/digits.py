@@ -43,6 +43,7 @@ from slugbench.bench import (
 )
 from slugbench.bench.types import Pool
 
+from ._gates import at_least, at_most
 from ._shipped import assets, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -417,13 +418,3 @@ def answers(image: torch.Tensor, label: torch.Tensor, model: Model) -> Answers:
 def _accuracy(model: Model, split: Split) -> float:
     (batch,) = split.batches(len(split))
     return float((answers(batch["image"], batch["label"], model)["rank"] == 0).mean())
-
-
-def at_least(name: str, value: float, limit: float) -> Gate:
-    """A gate with a lower limit."""
-    return Gate(name, float(value), f"at least {limit}", bool(value >= limit))
-
-
-def at_most(name: str, value: float, limit: float) -> Gate:
-    """A gate with an upper limit."""
-    return Gate(name, float(value), f"at most {limit}", bool(value <= limit))

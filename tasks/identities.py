@@ -40,6 +40,7 @@ from slugbench.bench import (
 )
 
 from . import _clip, _people
+from ._gates import at_least, at_most, within
 from ._identities_recipe import (
     BASE_SEEDS,
     Chosen,
@@ -122,7 +123,7 @@ class Identities:
         if rows.empty:
             return []
         apart = (rows["value"].astype(float) - rows["oracle_mean"].astype(float)) / rows["oracle_sd"].astype(float)
-        return [_at_least("control mask is caught: its ks_d in SD over the oracles' own", float(apart.min()), 3.0)]
+        return [at_least("control mask is caught: its ks_d in SD over the oracles' own", float(apart.min()), 3.0)]
 
     def wanted(self) -> list[Wanted]:
         """What ships with the package: base models, the choice of requests, oracles' answers and some of their weights."""
@@ -298,10 +299,10 @@ def _base_gates(seed: int) -> list[Gate]:
     top1, top5 = (right[k][on["test"]].mean() for k in (1, 5))
     attack = _auc(stored["score"][on["train"]], stored["score"][on["test"]])
     return [
-        _within(f"base {seed} learned the people: test top-1", top1, 0.80, 0.95),
-        _at_least(f"base {seed} learned the people: test top-5", top5, 0.95),
-        _at_least(f"base {seed} is not saturated: train less test top-1", right[1][on["train"]].mean() - top1, 0.05),
-        _within(f"base {seed} can be attacked, but not trivially: AUC of train against test", attack, 0.60, 0.90),
+        within(f"base {seed} learned the people: test top-1", top1, 0.80, 0.95),
+        at_least(f"base {seed} learned the people: test top-5", top5, 0.95),
+        at_least(f"base {seed} is not saturated: train less test top-1", right[1][on["train"]].mean() - top1, 0.05),
+        within(f"base {seed} can be attacked, but not trivially: AUC of train against test", attack, 0.60, 0.90),
     ]
 
 
@@ -327,20 +328,20 @@ def _request_gates(request_id: str, base_seeds: Sequence[int]) -> list[Gate]:
         [accuracy(oracle, "retain") for oracle in oracles]
     )
     found = [
-        _at_least(f"{request_id}: every base knows every target: least test top-1", known, LEAST_KNOWN),
-        _at_most(f"{request_id}: oracles differ: mean FA@1", met, MOST_MET_JOINT if joint else MOST_MET_SINGLE),
-        _at_most(f"{request_id}: oracles keep utility: retained top-1 they lost", lost, 0.05),
+        at_least(f"{request_id}: every base knows every target: least test top-1", known, LEAST_KNOWN),
+        at_most(f"{request_id}: oracles differ: mean FA@1", met, MOST_MET_JOINT if joint else MOST_MET_SINGLE),
+        at_most(f"{request_id}: oracles keep utility: retained top-1 they lost", lost, 0.05),
     ]
     if joint:
         near = _nearness(request_id)
         found.append(
-            _at_least(f"{request_id}: nearness matters: siblings among oracles' answers, over chance", near, LEAST_NEAR)
+            at_least(f"{request_id}: nearness matters: siblings among oracles' answers, over chance", near, LEAST_NEAR)
         )
         scores = [oracle["score"][on["forget"]] for oracle in oracles]
         null = np.median([_distance(x, scores[:s] + scores[s + 1 :]) for s, x in enumerate(scores)])
         apart = min(_distance(base["score"][on["forget"]], scores) for base in bases)
         found.append(
-            _at_least(f"{request_id}: original differs: its KS distance over the oracles' median", apart / null, 3.0)
+            at_least(f"{request_id}: original differs: its KS distance over the oracles' median", apart / null, 3.0)
         )
     return found
 
@@ -351,7 +352,7 @@ def _nearness_of_singles() -> Gate:
     below = ", ".join(f"{name} {value:.1f}" for name, value in near.items() if value < LEAST_NEAR)
     share = np.mean([value >= LEAST_NEAR for value in near.values()])
     name = f"nearness matters: share of single requests with siblings {LEAST_NEAR} times chance among oracles' answers"
-    return _at_least(name, share, LEAST_NEAR_SINGLES)._replace(note=below and f"below: {below}")
+    return at_least(name, share, LEAST_NEAR_SINGLES)._replace(note=below and f"below: {below}")
 
 
 @cache
@@ -378,15 +379,3 @@ def _auc(members: np.ndarray, others: np.ndarray) -> float:
     from scipy.stats import mannwhitneyu
 
     return float(mannwhitneyu(members, others).statistic / (len(members) * len(others)))
-
-
-def _at_least(name: str, value: Any, limit: float) -> Gate:
-    return Gate(name, float(value), f"at least {limit}", bool(value >= limit))
-
-
-def _at_most(name: str, value: Any, limit: float) -> Gate:
-    return Gate(name, float(value), f"at most {limit}", bool(value <= limit))
-
-
-def _within(name: str, value: float, low: float, high: float) -> Gate:
-    return Gate(name, float(value), f"{low} to {high}", bool(low <= value <= high))
