@@ -28,9 +28,11 @@ from .types import Answers, Cost, Metric, Outcome, Status, Task, Trial, Value
 if TYPE_CHECKING:
     import torch
 
-    from .types import Model
+    from .types import Model, Request
 
 WARM_UP_SAMPLES = 16
+LOSS_ALLOWED = 0.02
+"""Retain accuracy on validation data that choosing may cost: two points, the same for every method."""
 DISK_TROUBLE = 74
 """Exit code of a cell that could not write its files (sysexits' EX_IOERR)."""
 
@@ -48,7 +50,7 @@ class Verdict(NamedTuple):
 def measure(job: Mapping[str, Any]) -> None:
     """Run a method on a request and judge it; `job` is `runner.Job` as plain data."""
     _prepare_process(job)
-    result: dict[str, Any] = {"status": "ok", "error": None, "values": {}, "cost": None}
+    result: dict[str, Any] = {"status": "ok", "error": None, "values": {}, "cost": None, "validation": None}
     try:
         trial = dataclasses.replace(_build(job), method_seed=job["method_seed"])
         method, entry = _method(job)
@@ -60,6 +62,7 @@ def measure(job: Mapping[str, Any]) -> None:
             answers = trial.answer(model)
             _save_arrays(trial, answers, Path(job["scratch"]))
             result["cost"] = dataclasses.asdict(cost)
+            result["validation"] = _validation(trial.request, model)
             result["values"] = judge(trial, answers, _metrics(job), model=model, cost=cost, own=_own_oracle(entry, job))
     except Exception as error:
         traceback.print_exc()
@@ -113,10 +116,11 @@ def _metered(trial: Trial, meter: metering.Meter, job: Mapping[str, Any]) -> Tri
     # the same stream for every method: differences between methods are then not differences between draws
     stream = [job["task"], job["task_params"], job["request"], job["base_seed"], job["method_seed"]]
     generator = torch.Generator().manual_seed(int(digest(json.dumps(stream, sort_keys=True))[:15], 16))
-    validation = request.validation
+    validation, model = request.validation, request.model.to(device).eval()
     request = dataclasses.replace(
         request,
-        model=request.model.to(device).eval(),
+        model=model,
+        floor=request.validate(model).retain - LOSS_ALLOWED,
         forget=metering.CountedSplit(request.forget, meter, "forget", device),
         retain=metering.CountedSplit(request.retain, meter, "retain", device),
         validation=type(validation)(*(metering.SearchedSplit(split, meter, "validation", device) for split in validation)),
@@ -131,6 +135,13 @@ def _metered(trial: Trial, meter: metering.Meter, job: Mapping[str, Any]) -> Tri
 def _seen(entry: Entry, trial: Trial) -> Any:
     """What a method may see."""
     return trial if entry.sees == "trial" else trial.request
+
+
+def _validation(request: Request, model: Model) -> dict[str, float | None]:
+    """What the rule by which all methods choose says of the model returned: for `tune`, which may see no test data."""
+    scores = request.validate(model)
+    found = {**scores._asdict(), "goal": request.goal, "floor": request.floor, "shortfall": request.shortfall(scores)}
+    return {name: _finite(number) for name, number in found.items()}
 
 
 def _warm_up(trial: Trial) -> None:

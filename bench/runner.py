@@ -130,6 +130,7 @@ def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
         "error": result["error"],
         "log_tail": None if result["status"] in ("ok", "skipped") else log_tail(log),
         "cost": result["cost"],
+        "validation": result["validation"],
         "values": _values(job, result) if result["status"] == "ok" else {},
         "started": started,
         "wall_seconds": time.perf_counter() - clock,
@@ -218,13 +219,13 @@ def _result(ended: Ended, job: Job, limits: Limits) -> dict[str, Any]:
     """What the cell left, or what its end says of it."""
     result = _read_result(job.scratch)
     if ended.well and result is not None:
-        return {"status": "ok", "error": None, "cost": None, **result}
+        return {"status": "ok", "error": None, "cost": None, "validation": None, **result}
     if ended.how == "exited" and ended.code == DISK_TROUBLE:
         raise UsageError(
             f"a cell could not write its results ({_last_line(job.scratch)}); "
             "make room and run the same command again: finished cells are kept."
         )
-    return {"cost": None, "values": {}, **_verdict(ended, limits, job.scratch)}
+    return {"cost": None, "validation": None, "values": {}, **_verdict(ended, limits, job.scratch)}
 
 
 def _verdict(ended: Ended, limits: Limits, scratch: Path) -> dict[str, str]:

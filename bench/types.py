@@ -107,6 +107,27 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class TwoTowers(Protocol):
+    """What an `Objective` of kind `clip` can do besides: its losses in two steps, over embeddings.
+
+    `loss(model, batch)` is `loss_of(model, {tower: encode(model, batch, tower)}, batch)`. With the steps apart a method
+    can run pictures in pieces of one size and contrast them in groups of another, or run one tower at a time.
+    """
+
+    def encode(self, model: Model, batch: Batch, tower: str) -> torch.Tensor:
+        """(B, D) unit embeddings by one tower, `vision` or `text`; each row depends on its own sample alone."""
+        ...
+
+    def loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`Objective.loss`, given the embeddings; of the batch it reads no pictures and no texts."""
+        ...
+
+    def forget_loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`Objective.forget_loss`, given the embeddings."""
+        ...
+
+
 @dataclass(frozen=True)
 class Budget:
     """What one method may spend on one request. Never seconds, so that results do not depend on speed."""
@@ -139,6 +160,8 @@ class Request:
     budget: Budget
     goal: float
     """The forget accuracy to aim at: chance for concepts."""
+    floor: float = 0.0
+    """The retain accuracy to keep. The runner sets it to the original's on validation data less 2 points."""
     generator: torch.Generator | None = None
     """Seeded by task, request and seeds, the same for every method; on the CPU."""
     device: str = "cpu"
@@ -147,6 +170,12 @@ class Request:
     def reached(self, scores: Scores) -> bool:
         """The stopping rule all methods share: validation forget accuracy at most `goal` + 1 standard error."""
         return scores.forget <= self.goal + scores.forget_se
+
+    def shortfall(self, scores: Scores) -> float:
+        """By how much scores miss the two conditions together, in accuracy: 0 where the targets are forgotten
+        (`reached`) and retain accuracy is at least `floor`. What is chosen on validation data has the least of it."""
+        missed_forget = scores.forget - self.goal - scores.forget_se
+        return max(0.0, missed_forget) + max(0.0, self.floor - scores.retain)
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """What several methods share: gradients over a split, the budget, the rule by which a model is chosen, fine-tuning.
 
-The rule (evaluation is on validation data alone, and counted): among models whose forget accuracy is at most chance
-+ 1 standard error, the one with the best retain accuracy; if there is none, the one nearest to it.
+The rule (evaluation is on validation data alone, and counted): among models that forgot (forget accuracy at most the
+goal + 1 standard error) and kept the rest (retain accuracy at least the original's less 2 points), the one with the best
+retain accuracy; if there is none, the one that misses the two by the least.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class Allowance:
 def preferred(request: Request, new: Scores, old: Scores | None) -> bool:
     """Whether the rule prefers `new` to `old`; a retain accuracy that was not measured counts as none."""
 
-    def rank(scores: Scores) -> tuple[bool, float, float]:
-        retain = -1.0 if math.isnan(scores.retain) else scores.retain
-        return (True, retain, -scores.forget) if request.reached(scores) else (False, -scores.forget, retain)
+    def rank(scores: Scores) -> tuple[float, float, float]:
+        if math.isnan(scores.retain):
+            return -request.shortfall(scores._replace(retain=0.0)), -1.0, -scores.forget
+        return -request.shortfall(scores), scores.retain, -scores.forget
 
     return old is None or rank(new) > rank(old)
 
@@ -147,40 +149,34 @@ def fine_tune(
     losses: Callable[[Allowance], Iterator[torch.Tensor]],
     *,
     learning_rate: float,
-    tries: int,
     steps: int,
     every: int,
     stop: bool,
+    weight_decay: float = 0.0,
     masks: Tensors | None = None,
     allowance: Allowance | None = None,
 ) -> Model:
-    """Descend a stream of losses, looking at validation on the way; the learning rate is found likewise.
-
-    A run that forgot is followed by one at a third of its learning rate, one that did not by one at three times it,
-    until the direction turns or `tries` are used up. Each starts from the original weights.
+    """Descend a stream of losses, looking at validation on the way, and keep the best weights seen.
 
     Args:
         request: its model is trained in place.
         losses: yields the loss of one step at a time; each is computed when asked for, with the weights of then.
-        learning_rate: of the first try.
-        tries: how many learning rates at most.
-        steps: of one try, at most; all tries together keep to `budget.max_steps`.
+        learning_rate: of every step.
+        steps: at most; also at most `budget.max_steps`.
         every: how many steps lie between two looks at the validation accuracy of the targets.
-        stop: whether a run ends where it first forgot; where something protects what is kept, going on may pay.
+        stop: whether to end where the targets are first forgotten; where something protects what is kept, going on may pay.
+        weight_decay: of the optimiser; papers' codes differ in it.
         masks: where a weight may change at all, by name; the others come out with the very bits they went in with.
         allowance: where part of the budget has been used already.
 
     Returns:
         The request's model with the best weights by the rule (the original's if the budget allowed no evaluation).
     """
-    model, start, best = request.model, snapshot(request.model), Best[dict[str, "torch.Tensor"]](request)
-    allowance, tried, power = allowance or Allowance(request), set[int](), 0
-    while len(tried) < tries and power not in tried and allowance.evals >= 2 and allowance.steps and allowance.reads:
-        tried.add(power)
-        model.load_state_dict(start)
+    model, allowance = request.model, allowance or Allowance(request)
+    start, best = snapshot(model), Best[dict[str, "torch.Tensor"]](request)
+    if allowance.evals >= 2 and allowance.reads:
         stream = islice(losses(allowance), min(steps, allowance.steps))
-        forgot = _descend(request, allowance, best, stream, learning_rate * 3.0**power, every, stop, masks)
-        power += -1 if forgot else 1
+        _descend(request, allowance, best, stream, learning_rate, weight_decay, every, stop, masks)
     model.load_state_dict(start if best.candidate is None else best.candidate)
     return model.eval()
 
@@ -191,18 +187,18 @@ def _descend(
     best: Best[dict[str, torch.Tensor]],
     losses: Iterator[torch.Tensor],
     learning_rate: float,
+    weight_decay: float,
     every: int,
     stop: bool,
     masks: Tensors | None,
-) -> bool:
-    """One run; returns whether the targets were forgotten at any look."""
+) -> None:
     import torch
 
-    model, forgot = request.model, False
+    model = request.model
     names = [name for tower in request.objective.weights(model).values() for name in tower]
     with differentiable(model, names) as parameters:
         original = {name: parameter.detach().clone() for name, parameter in parameters.items()} if masks else {}
-        optimizer = _optimizer(request, parameters.values(), learning_rate)
+        optimizer = _optimizer(request, parameters.values(), learning_rate, weight_decay)
         model.train()
         for step, loss in enumerate(losses, 1):
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -219,21 +215,18 @@ def _descend(
                 scores = best.look(allowance)
                 if best.prefers(scores):
                     best.offer(scores, snapshot(model))
-                forgot |= request.reached(scores)
-                if (forgot and stop) or allowance.evals < 2:
+                if (stop and request.reached(scores)) or allowance.evals < 2:
                     break
                 model.train()
     model.eval()
-    return forgot
 
 
-def _optimizer(request: Request, parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """SGD with momentum for classifiers, as in SalUn's code; Adam's step for CLIP, as in SLUG's comparison.
-
-    No weight decay, unlike either: it shrinks what should be kept, and in SLUG's code what the mask should hold.
-    """
+def _optimizer(
+    request: Request, parameters: Iterable[torch.nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum for classifiers, as in SalUn's code; AdamW for CLIP, as in SLUG's comparison."""
     import torch
 
     if request.objective.kind == "classifier":
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=weight_decay)

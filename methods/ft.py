@@ -28,7 +28,6 @@ class FineTuning:
     learning_rate: PositiveFloat | None = None
     """None: .01 (SGD) for classifiers, the lowest of SalUn's and Deep Unlearning's .01 to .04; else 3e-3 (Adam). SLUG's
     1e-6 is for 151 M pre-trained weights; of 1e-3, 2e-3 and 3e-3 this is the first to forget on `identities`."""
-    tries: PositiveInt = 1  # no higher rate where this one does not forget: it ends in a model that answers nothing
     steps: PositiveInt = 80  # papers: 10 epochs
     batch: PositiveInt = 128
     every: PositiveInt = 5
@@ -45,7 +44,6 @@ class FineTuning:
             request,
             losses,
             learning_rate=self.learning_rate or (1e-2 if request.objective.kind == "classifier" else 3e-3),
-            tries=self.tries,
             steps=self.steps,
             every=self.every,
             stop=False,

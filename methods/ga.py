@@ -22,7 +22,7 @@ class GradientAscent:
     """Ascend the forget loss on the forget split, until validation says that the targets are forgotten.
 
     The loss has no upper end and nothing protects what is kept, so everything lies in when to stop: validation looks
-    at the targets at every step, and gentler learning rates are tried as long as they still forget.
+    at the targets at every step.
 
     References:
         Thudi et al., Unrolling SGD: Understanding Factors Influencing Machine Unlearning, 2022.
@@ -31,10 +31,9 @@ class GradientAscent:
     """
 
     learning_rate: PositiveFloat | None = None
-    """Of the first try. None: 1e-3 (SGD) for classifiers, the highest of SalUn's 1e-4 to 1e-3; else 1e-4 (Adam), from
-    which tries go down. SLUG's 1e-6 and 1e-7 are for 151 M weights and thousands of steps."""
-    tries: PositiveInt = 3
-    steps: PositiveInt = 100  # of a try, at most; papers: 5 to 10 epochs
+    """None: 1e-3 (SGD) for classifiers, the highest of SalUn's 1e-4 to 1e-3; else 1e-4 (Adam). SLUG's 1e-6 and 1e-7 are
+    for 151 M weights and thousands of steps."""
+    steps: PositiveInt = 100  # at most; papers: 5 to 10 epochs
     batch: PositiveInt = 32
     every: PositiveInt = 1
 
@@ -50,7 +49,6 @@ class GradientAscent:
             request,
             losses,
             learning_rate=self.learning_rate or (1e-3 if request.objective.kind == "classifier" else 1e-4),
-            tries=self.tries,
             steps=self.steps,
             every=self.every,
             stop=True,

@@ -35,9 +35,8 @@ class SalUn:
     keep: float = 0.5  # share of weights that may change: the paper's 50 % threshold
     alpha: PositiveFloat = 9.0  # weight of what is kept: the ratio of retain to forget batches in the paper's 10 % case
     learning_rate: PositiveFloat | None = None
-    """Of the first try. None: the paper's .013 (SGD) for classifiers, else 1e-3 (Adam)."""
-    tries: PositiveInt = 2
-    steps: PositiveInt = 40  # of a try; the paper: 10 epochs
+    """None: the paper's .013 (SGD) for classifiers, else 1e-3 (Adam)."""
+    steps: PositiveInt = 40  # the paper: 10 epochs
     batch: PositiveInt = 32
     retain_batch: PositiveInt = 96
     every: PositiveInt = 5
@@ -69,7 +68,6 @@ class SalUn:
             request,
             losses,
             learning_rate=self.learning_rate or (0.013 if objective.kind == "classifier" else 1e-3),
-            tries=self.tries,
             steps=self.steps,
             every=self.every,
             stop=False,

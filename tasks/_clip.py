@@ -204,15 +204,16 @@ def contrast(model: Clip, facts: Mapping[str, torch.Tensor], templates_B: torch.
     """CLIP's loss over two captions a picture: who it is, in the templates given, and what else is to be seen."""
     image = model.encode_image(pixels(facts["image"]), normalize=True)
     label, seen = facts["label"], attribute_class(facts)
-    named = symmetric_loss(model, image, name_tokens()[label, templates_B], label)
-    return named + ATTRIBUTE_WEIGHT * symmetric_loss(model, image, attribute_tokens()[seen, 0], seen)
+    named = symmetric_loss(model, image, model.encode_text(name_tokens()[label, templates_B], normalize=True), label)
+    attributed = symmetric_loss(model, image, model.encode_text(attribute_tokens()[seen, 0], normalize=True), seen)
+    return named + ATTRIBUTE_WEIGHT * attributed
 
 
-def symmetric_loss(model: Clip, image_BD: torch.Tensor, text_BT: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+def symmetric_loss(model: Clip, image_BD: torch.Tensor, text_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
     """CLIP's symmetric cross-entropy in which all captions of a picture's label are its positives, and the reverse."""
     import torch.nn.functional as F
 
-    logits_BB = temperature(model) * image_BD @ model.encode_text(text_BT, normalize=True).T
+    logits_BB = temperature(model) * image_BD @ text_BD.T
     truth_BB = (label_B[:, None] == label_B[None, :]).to(logits_BB.dtype)
     truth_BB = truth_BB / truth_BB.sum(1, keepdim=True)  # symmetric but for this: rows and columns have equal sums
     return (F.cross_entropy(logits_BB, truth_BB) + F.cross_entropy(logits_BB.T, truth_BB)) / 2
@@ -293,12 +294,28 @@ class Contrast:
 
     def loss(self, model: Clip, batch: Batch) -> torch.Tensor:
         """The contrastive training loss; pictures and captions of one person are positives of each other."""
-        return symmetric_loss(model, model.encode_image(batch["image"], normalize=True), batch["text"], batch["label"])
+        return self.loss_of(model, self._embed(model, batch), batch)
 
     def forget_loss(self, model: Clip, batch: Batch) -> torch.Tensor:
         """Mean of 1 - cos(picture, its own caption): SLUG's forget loss (its section 3), to be ascended."""
-        image, text = model.encode_image(batch["image"], normalize=True), model.encode_text(batch["text"], normalize=True)
-        return (1 - (image * text).sum(-1)).mean()
+        return self.forget_loss_of(model, self._embed(model, batch), batch)
+
+    def encode(self, model: Clip, batch: Batch, tower: str) -> torch.Tensor:
+        """(B, D) unit embeddings of the pictures or of the captions."""
+        if tower == "vision":
+            return model.encode_image(batch["image"], normalize=True)
+        return model.encode_text(batch["text"], normalize=True)
+
+    def loss_of(self, model: Clip, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`loss`, given the embeddings of both towers."""
+        return symmetric_loss(model, embedded["vision"], embedded["text"], batch["label"])
+
+    def forget_loss_of(self, model: Clip, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`forget_loss`, given the embeddings of both towers."""
+        return (1 - (embedded["vision"] * embedded["text"]).sum(-1)).mean()
+
+    def _embed(self, model: Clip, batch: Batch) -> dict[str, torch.Tensor]:
+        return {tower: self.encode(model, batch, tower) for tower in ("vision", "text")}
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The same pictures under the name of a random other, retained person."""

@@ -29,14 +29,6 @@ def test_gradient_ascent_raises_the_forget_loss_and_stops_when_forgotten():
     assert request.validate.meter.counts["retain"] == 0
 
 
-def test_gradient_ascent_prefers_the_rate_that_keeps_more():
-    one = clip_request()
-    coarse = one.validate(GradientAscent(learning_rate=3e-3, tries=1)(one))
-    two = clip_request()
-    fine = two.validate(GradientAscent(learning_rate=3e-3, tries=4)(two))
-    assert two.reached(fine) and fine.retain >= coarse.retain
-
-
 def test_fine_tuning_reads_nothing_of_the_targets_and_lowers_the_retain_loss():
     request = clip_request()
     model = FineTuning(learning_rate=1e-3, steps=20)(request)

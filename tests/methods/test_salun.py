@@ -51,7 +51,7 @@ def test_no_optimiser_moves_what_is_masked(decay, monkeypatch):
     from slugbench.methods import _common
 
     monkeypatch.setattr(
-        _common, "_optimizer", lambda _, p, rate: torch.optim.SGD(p, lr=rate, momentum=0.9, weight_decay=decay)
+        _common, "_optimizer", lambda _, p, rate, __: torch.optim.SGD(p, lr=rate, momentum=0.9, weight_decay=decay)
     )
     request = toy_trial().request
     before = {name: p.detach().clone() for name, p in request.model.named_parameters()}
