@@ -59,6 +59,19 @@ class Allowance:
         self.evals -= 1
         return self.request.validate(model, retain=retain)
 
+    def accuracy(self, model: Model, split: Split, *, top: int = 1) -> float:
+        """Share of a validation split whose true label is among the `top` answers; one evaluation, like `validate`."""
+        import torch
+
+        self.evals -= 1
+        hits = 0
+        with torch.no_grad():
+            for batch in split.batches(512):
+                logits_BC = self.request.objective.logits(model, batch)
+                true_B1 = logits_BC.gather(1, batch["label"][:, None])
+                hits += int(((logits_BC >= true_B1).sum(1) <= top).sum())  # a tie is no answer, and neither is NaN
+        return hits / len(split)
+
 
 # ---------------------------------------------------------------- the choice
 
@@ -75,16 +88,16 @@ def preferred(request: Request, new: Scores, old: Scores | None) -> bool:
 
 
 class Best(Generic[T]):
-    """The best candidate offered so far, by the rule."""
+    """The best candidate offered so far, by the rule (or another one, of the same form)."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request, prefer: Callable[[Request, Scores, Scores | None], bool] = preferred) -> None:
+        self.request, self.prefer = request, prefer
         self.scores: Scores | None = None
         self.candidate: T | None = None
 
     def prefers(self, scores: Scores) -> bool:
         """Whether a candidate of these scores would be kept."""
-        return preferred(self.request, scores, self.scores)
+        return self.prefer(self.request, scores, self.scores)
 
     def offer(self, scores: Scores, candidate: T) -> None:
         """Keep the candidate if the rule prefers it."""
@@ -121,24 +134,46 @@ def differentiable(model: Model, names: Iterable[str]) -> Iterator[dict[str, tor
             parameter.requires_grad_(before[name])
 
 
+@contextmanager
+def accumulating(model: Model, names: Iterable[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """The named parameters, whose `.grad` sum up what runs backwards inside; afterwards `.grad` is as it was before.
+
+    Summed where they are, gradients need their own size once; `autograd.grad` needs it twice, for the batch and the sum.
+    """
+    with differentiable(model, names) as parameters:
+        before = {name: parameter.grad for name, parameter in parameters.items()}
+        for parameter in parameters.values():
+            parameter.grad = None
+        try:
+            yield parameters
+        finally:
+            for name, parameter in parameters.items():
+                parameter.grad = before[name]
+
+
+def taken(parameters: Mapping[str, torch.nn.Parameter], count: int) -> dict[str, torch.Tensor]:
+    """The sums in `.grad` over `count`; zeros where nothing came back."""
+    import torch
+
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.div_(max(count, 1))
+        for name, parameter in parameters.items()
+    }
+
+
 def mean_gradients(
     model: Model, names: Sequence[str], loss: Callable[[Model, Batch], torch.Tensor], batches: Iterable[Batch]
 ) -> dict[str, torch.Tensor]:
-    """Mean over batches of the gradients of a batch's loss, signs kept; `.grad` is neither read nor written.
+    """Mean over batches of the gradients of a batch's loss, signs kept.
 
     A mean of batch means: the last, smaller batch weighs as much as the others, as in the code of SLUG and of SalUn.
     """
-    import torch
-
-    with differentiable(model, names) as parameters:
-        total, count = {name: torch.zeros_like(p) for name, p in parameters.items()}, 0
+    count = 0
+    with accumulating(model, names) as parameters:
         for batch in batches:
             count += 1
-            found = torch.autograd.grad(loss(model, batch), list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, found, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
-        return {name: gradient / max(count, 1) for name, gradient in total.items()}
+            loss(model, batch).backward()
+        return taken(parameters, count)
 
 
 # ---------------------------------------------------------------- fine-tuning

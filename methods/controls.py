@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
@@ -10,6 +11,9 @@ from slugbench.bench import Model, Request, Trial, method
 
 from ._common import generator_of
 from .slug import Slug
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @method("original", control=True)
@@ -67,4 +71,28 @@ class Noise:
             drawn = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype).to(gradient.device)
             return drawn * (gradient.norm() / drawn.norm())
 
-        return Slug(batch=self.batch, steps=self.steps).along(request, gaussian)
+        for edit in Slug(batch=self.batch, steps=self.steps).edits(request, direction=gaussian):
+            edit.apply(request.model)
+        return request.model.eval()
+
+
+@method("random_layer", control=True)
+@dataclass(frozen=True)
+class RandomLayer:
+    """SLUG in a layer drawn at random: what the choice of layers is worth."""
+
+    batch: PositiveInt = Slug.batch
+    steps: PositiveInt = Slug.steps
+
+    def __call__(self, request: Request) -> Model:
+        """The model with one tensor edited for each target, along the forget gradient, as far as SLUG's search goes."""
+        import torch
+
+        generator = generator_of(request)
+
+        def drawn(scores: pd.DataFrame) -> list[str]:
+            return [scores["layer"].iloc[int(torch.randint(len(scores), (), generator=generator))]] if len(scores) else []
+
+        for edit in Slug(batch=self.batch, steps=self.steps).edits(request, choose=drawn):
+            edit.apply(request.model)
+        return request.model.eval()

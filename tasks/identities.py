@@ -84,7 +84,9 @@ class Identities:
                 validation=kept,
                 objective=_clip.Contrast(request.targets),
                 validate=partial(validate, request.targets),
-                budget=Budget(max_steps=recipe.steps, max_reads=recipe.steps * recipe.batch, max_evals=400),
+                budget=Budget(
+                    max_steps=recipe.steps, max_reads=recipe.steps * recipe.batch, max_evals=300 + 100 * len(request.targets)
+                ),
                 goal=1 / len(_clip.TRAINED),
             ),
             questions=questions(request_id),

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from slugbench.bench.registry import REGISTRY, load
-from slugbench.methods.controls import Mask, Noise, Original
+from slugbench.methods.controls import Mask, Noise, Original, RandomLayer
 from slugbench.methods.ft import FineTuning
 from slugbench.methods.ga import GradientAscent
-from slugbench.methods.slug import Slug
+from slugbench.methods.slug import Slug, is_layer
 
 from ..toys import toy_trial
 from .toy_clip import Contrast, accuracy, changed, clip_request, pictures, trained
 
 REST = [0, 1, 2, 4, 5, 6, 7]
-METHODS = ["slug", "salun", "ga", "svd", "ft", "original", "mask", "noise"]
+METHODS = ["slug", "salun", "ga", "svd", "ft", "original", "mask", "noise", "random_layer"]
 
 
 def losses(model):
@@ -65,7 +65,7 @@ def directions(method):
 
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slug, "search_layer", lambda _, __, ___, layer, direction, *, steps: found.update({layer: direction}))
+        patch.setattr(slug.Search, "_search_layer", lambda _, layer, gradient, __: found.update({layer: gradient}))
         method(clip_request())
     return found
 
@@ -79,8 +79,15 @@ def test_noise_goes_as_far_as_slug_in_the_same_layers_but_elsewhere():
             assert abs(torch.cosine_similarity(noise[layer].flatten(), along.flatten(), dim=0)) < 0.2
 
 
-def test_noise_changes_one_tensor():
-    assert len(changed(Noise()(clip_request()))) == 1
+@pytest.mark.parametrize("control", [Noise(), RandomLayer()], ids=lambda control: type(control).__name__)
+def test_controls_made_of_slug_change_one_tensor_for_each_target(control):
+    assert len(changed(control(clip_request()))) == 1
+    assert 1 <= len(changed(control(clip_request((3, 6))))) <= 2
+
+
+def test_the_random_layer_is_any_layer_and_another_one_with_another_seed():
+    drawn = {changed(RandomLayer()(clip_request(seed=seed, max_evals=3)))[0] for seed in range(6)}
+    assert len(drawn) > 2 and all(is_layer(layer) for layer in drawn)
 
 
 @pytest.mark.parametrize(
