@@ -75,7 +75,7 @@ def save_edits(edits: Sequence[Edit], path: Path) -> None:
 
 
 def load_edits(path: Path) -> list[Edit]:
-    """The edits in a file of `save_edits`, in their order; `edit.apply(model)` gives the same bits as when they were made."""
+    """The edits in a file of `save_edits`, in their order; applied they give the same bits as when they were made."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as stored:
@@ -270,48 +270,59 @@ class Search:
     concept: Concept
     memory: Memory
     reserve: int
+    best: Best[Edit] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.best = Best[Edit](self.request, lowest_forget if self.slug.variant == "openclip" else preferred)
 
     def run(self) -> Edit | None:
         """The best edit; None where there is no layer, or nothing may be evaluated."""
-        best = Best[Edit](self.request, lowest_forget if self.slug.variant == "openclip" else preferred)
         try:
             if self.allowance.evals - self.reserve > 3 * self.slug.steps:
-                with self.memory.learn():  # what blocks give to which input as long as no weight is changed
-                    if not self.memory.kept:
-                        self._allowed().validate(self.request.model)
-                    self._steering(self._scores(retain=False))
-            for done, (layer, gradient) in enumerate(self.concept.gradients.items()):
+                self.learn()
+            for done, layer in enumerate(self.concept.gradients):
                 self.request.progress("search", done, len(self.concept.gradients))
                 with self.memory.without(layer):
-                    self._search_layer(layer, gradient, best)
+                    edit, scores, _ = self.smallest(layer)
+                    self._offer(edit, scores)
         except Spent:
             pass
-        return best.candidate
+        return self.best.candidate
 
-    def _search_layer(self, layer: str, gradient: torch.Tensor, best: Best[Edit]) -> None:
-        """Search one layer's step and offer the edit found."""
-        seen: dict[float, Scores] = {}
-        every = self.slug.variant == "openclip"
+    def learn(self) -> None:
+        """Let the memory see what blocks give to which input as long as no weight is changed."""
+        with self.memory.learn():
+            if not self.memory.kept:
+                self._allowed().validate(self.request.model)
+            self._steering(self._scores(retain=False))
+
+    def smallest(self, layer: str) -> tuple[Edit, Scores, list[tuple[float, float]]]:
+        """The smallest edit of a layer that forgets, or the nearest to it, its scores, and every (step, value) tried."""
+        gradient, seen = self.concept.gradients[layer], dict[float, Scores]()
 
         def evaluate(step: float) -> float:
-            with edited(self.request.model, [Edit(layer, step, gradient)]):
-                seen[step] = self._scores(retain=every)
-                if every:
-                    best.offer(seen[step], Edit(layer, step, gradient))
+            edit = Edit(layer, step, gradient)
+            with edited(self.request.model, [edit]):
+                seen[step] = self._scores(retain=self.slug.variant == "openclip")
+                if self.slug.variant == "openclip":
+                    self.best.offer(seen[step], edit)
                 return self._steering(seen[step])
 
-        weight = self.request.model.get_parameter(layer).detach()
+        rho = (self.request.model.get_parameter(layer).detach().norm() / gradient.norm()).item()
         try:
-            step, trace = search_step(evaluate, (weight.norm() / gradient.norm()).item(), steps=self.slug.steps)
+            step, trace = search_step(evaluate, rho, steps=self.slug.steps)
         except Spent:  # what was tried is better than nothing
             for tried, scores in seen.items():
-                best.offer(scores, Edit(layer, tried, gradient))
+                self.best.offer(scores, Edit(layer, tried, gradient))
             raise
         step = min(trace, key=lambda probe: probe[1])[0] if step is None else step
-        edit = Edit(layer, step, gradient)
-        if not every and best.prefers(seen[step]._replace(retain=1.0)):  # what it keeps may decide
+        return Edit(layer, step, gradient), seen[step], trace
+
+    def _offer(self, edit: Edit, scores: Scores) -> None:
+        """Compare an edit with the best so far; what it keeps is measured where that may decide."""
+        if self.slug.variant != "openclip" and self.best.prefers(scores._replace(retain=1.0)):
             with edited(self.request.model, [edit]):
-                best.offer(self._scores(retain=True), edit)
+                self.best.offer(self._scores(retain=True), edit)
 
     def _scores(self, *, retain: bool) -> Scores:
         """Of the model as it is now, for this concept."""

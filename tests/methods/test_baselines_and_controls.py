@@ -65,7 +65,7 @@ def directions(method):
 
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slug.Search, "_search_layer", lambda _, layer, gradient, __: found.update({layer: gradient}))
+        patch.setattr(slug.Search, "run", lambda search: found.update(search.concept.gradients))
         method(clip_request())
     return found
 
