@@ -232,7 +232,12 @@ def _solved(gram: torch.Tensor, alpha: float, rows: torch.Tensor) -> torch.Tenso
     power = torch.where(power > 0, power, 1.0)
     system = gram * ((alpha - 1) / power)
     system.diagonal(dim1=-2, dim2=-1).add_(1)  # eigenvalues between 1 and alpha
-    return torch.cholesky_solve(rows.mT, torch.linalg.cholesky(system)).mT * (alpha / power)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if not failed.any():
+        return torch.cholesky_solve(rows.mT, factor).mT * (alpha / power)
+    # rounding left an unused direction a negative share, of which an alpha of many millions makes much: it has none
+    values, vectors = torch.linalg.eigh(system)
+    return (rows @ vectors * torch.where(values > 1, 1 / values, 0.0)[..., None, :]) @ vectors.mT * (alpha / power)
 
 
 # ---------------------------------------------------------------- what goes into the layers
