@@ -1,21 +1,21 @@
 """Deep Unlearning: take out of every layer the input directions that only what is to be forgotten uses.
 
-No gradient is taken and nothing is trained. The paper decomposes stored activations by SVD; here the same projections
-come from their Gram matrices, which are summed up batch by batch (the two agree: see the tests).
+No gradient is taken and nothing is trained. The paper decomposes stored inputs of the layers by SVD. Here the same
+projections come from the inputs' Gram matrices, summed up batch by batch, and from solving with them: memory and
+solving do not grow with the number of samples, and nothing has to be decomposed.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from slugbench.bench import Batch, Model, Request, Split, method
+from slugbench.bench import Batch, Model, Request, Scores, Split, TwoTowers, UsageError, method
 
 from ._common import Allowance, Best, generator_of
 
@@ -27,6 +27,10 @@ ALPHA_FORGET = (1.0, 3.0, 10.0, 30.0, 100.0)
 """The grid of the authors' tuning script."""
 
 BATCH = 128
+ROWS, BLOCK = 4096, 512
+"""Inputs, and their dimensions, that are multiplied at once: the fastest on processors for 576 to 3,072 dimensions."""
+CAP = 10_000
+"""Inputs of one layer that the authors decompose at most."""
 
 
 @method("svd")
@@ -42,64 +46,113 @@ class DeepUnlearning:
     On CLIP it is the image tower that is projected: the text tower is the head of its zero-shot classifier, and
     `both` projects it, too. Packed attention weights share one input space for queries, keys and values.
 
+    `reference` gathers inputs as the authors' code does: the first samples of each retained class; of a feature map
+    wider than three kernels one random window of three by three kernels, padded as if it were the whole map, which
+    shows the layer borders that it never sees; of convolutions and attention 10,000 inputs at most. All samples are run
+    as one batch, and the whole retain split is read to find them. Their augmentation is left to the task.
+
     References:
         Kodge et al., Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting, 2024, equations 1 to 3.
     """
 
-    samples: PositiveInt = 900  # of each split, drawn at random; the authors: the first ones, 900 for ten classes
+    samples: PositiveInt = 900  # of each split; the authors' number for ten classes
     alpha_retain: PositiveFloat | None = None  # None: chosen from the grid
     alpha_forget: PositiveFloat | None = None
     both: bool = False
+    reference: bool = False
+    score: Literal["rule", "authors"] = "rule"  # theirs is acc_r (1 - acc_f), which they take on test data
+
+    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {"samples": (300, 900, 3000), "both": (False, True)}
+
+    def skips(self, request: Request) -> str | None:
+        """A sentence where what is to be forgotten is no class: the paper has no answer for samples drawn at random."""
+        return None if request.targets else "svd forgets classes; the samples of this request are none."
 
     def __call__(self, request: Request) -> Model:
-        """The projected model."""
+        """The model with the projection that validation prefers, which may be none."""
         model, allowance, generator = request.model, Allowance(request), generator_of(request)
+        alphas_retain = ALPHA_RETAIN if self.alpha_retain is None else (self.alpha_retain,)
+        alphas_forget = ALPHA_FORGET if self.alpha_forget is None else (self.alpha_forget,)
+        pairs = len(alphas_retain) * len(alphas_forget)
+        trying: Literal["search", "apply"] = "search" if pairs > 1 else "apply"
+        towers, run = self._towers(request)
+        names = [name for tower in towers.values() for name in tower]
+        inputs = Inputs(model, names, text=towers.get("text", ()), reference=generator if self.reference else None)
+
+        # W (I - Mf + Mr Mf) = W - (W - W Mr) Mf: once W - W Mr is there, the samples to keep are needed no more
         request.progress("prepare")
-        towers = request.objective.weights(model)
-        names = (
-            towers["vision"]
-            if "vision" in towers and not self.both
-            else [name for tower in towers.values() for name in tower]
-        )
-        spaces = Inputs(model, names, text=towers.get("text", ()))
-        grams = [
-            spaces.grams(request, self._draw(allowance, split, generator)) for split in (request.retain, request.forget)
-        ]
-        original = {name: model.get_parameter(name).detach().clone() for name in grams[0].keys() & grams[1].keys()}
+        grams = inputs.grams(run, self._retained(allowance, request.retain, generator))
+        request.progress(trying)
+        original = {name: inputs.matrix(name, gram).clone() for name, gram in grams.items()}
+        unused = {name: stacked_rests(original[name], gram, alphas_retain) for name, gram in grams.items()}
+        del grams
+        request.progress("prepare")
+        grams = inputs.grams(run, self._draw(allowance, request.forget, generator))
+        grams = {name: gram for name, gram in grams.items() if name in original}
 
-        def project(alpha_retain: float, alpha_forget: float) -> None:
-            for name, weight in original.items():
-                keep, drop = projection(grams[0][name], alpha_retain), projection(grams[1][name], alpha_forget)
-                projected = spaces.projected(name, weight, m_forget=drop, m_retain=keep)
-                model.get_parameter(name).data.copy_(projected)
-
-        best = Best[tuple[float, float]](request)
-        grid = list(product(self._grid(self.alpha_retain, ALPHA_RETAIN), self._grid(self.alpha_forget, ALPHA_FORGET)))
+        best: Best[dict[str, torch.Tensor]] = Best(request) if self.score == "rule" else BestProduct(request)
         if allowance.evals:
-            best.offer(allowance.validate(model), (0.0, 0.0))  # no projection at all
-        for done, pair in enumerate(grid):
-            request.progress("search", done, len(grid))
-            if allowance.evals < 2:
-                break
-            project(*pair)
-            best.offer(best.look(allowance), pair)
+            best.offer(allowance.validate(model), original)
+        request.progress(trying, 0, pairs)
+        if allowance.evals >= 2 and grams:
+            for done, candidate in enumerate(projections(original, unused, grams, alphas_forget)):
+                inputs.put(candidate)
+                best.offer(best.look(allowance), candidate)
+                request.progress(trying, done + 1, pairs)
+                if allowance.evals < 2:
+                    break
         request.progress("apply")
-        for name, weight in original.items():
-            model.get_parameter(name).data.copy_(weight)
-        if best.candidate and best.candidate != (0.0, 0.0):
-            project(*best.candidate)
+        inputs.put(best.candidate or original)
         return model.eval()
+
+    def _towers(self, request: Request) -> tuple[dict[str, list[str]], Callable[[Batch], object]]:
+        """The towers to be projected, and what runs them on a batch."""
+        model, objective = request.model, request.objective
+        towers = objective.weights(model)
+        if "vision" in towers:
+            towers = {name: towers[name] for name in (("vision", "text") if self.both else ("vision",))}
+            if isinstance(objective, TwoTowers):
+                return towers, lambda batch: [objective.encode(model, batch, name) for name in towers]
+        return towers, lambda batch: objective.loss(model, batch)
 
     def _draw(self, allowance: Allowance, split: Split, generator: torch.Generator) -> Iterator[Batch]:
         left = self.samples
-        for batch in allowance.batches(split, min(BATCH, self.samples), generator):
+        for batch in allowance.batches(split, left if self.reference else min(BATCH, left), generator):
             yield {name: column[:left] for name, column in batch.items()}
             left -= len(batch["index"])
             if left <= 0:
                 return
 
-    def _grid(self, given: float | None, grid: tuple[float, ...]) -> tuple[float, ...]:
-        return grid if given is None else (given,)
+    def _retained(self, allowance: Allowance, split: Split, generator: torch.Generator) -> Iterable[Batch]:
+        if not self.reference:
+            return self._draw(allowance, split, generator)
+        import torch
+
+        kept: Batch = {}
+        for batch in allowance.batches(split, BATCH):
+            joined = {name: torch.cat([kept[name], batch[name]]) for name in kept} or batch
+            kept = first_of_each(joined, self.samples)
+        return [kept] if kept else []
+
+
+class BestProduct(Best["dict[str, torch.Tensor]"]):
+    """The best by the authors' score acc_r (1 - acc_f)."""
+
+    def prefers(self, scores: Scores) -> bool:
+        """Whether the score is higher; of a retain accuracy that was not measured it is not."""
+        return self.scores is None or scores.retain * (1 - scores.forget) > self.scores.retain * (1 - self.scores.forget)
+
+
+def first_of_each(batch: Batch, samples: int) -> Batch:
+    """The first samples // classes of each class that the batch has, at least one, in their order."""
+    import torch
+
+    if "label" not in batch:
+        raise UsageError("svd:reference=true takes the first samples of each class; this task's batches have no label.")
+    classes = batch["label"].unique()
+    each = max(1, samples // len(classes))
+    rows = torch.cat([torch.nonzero(batch["label"] == label)[:each, 0] for label in classes]).sort().values
+    return {name: column[rows.to(column.device)] for name, column in batch.items()}
 
 
 # ---------------------------------------------------------------- formulas
@@ -115,11 +168,8 @@ def projection(gram: torch.Tensor, alpha: float) -> torch.Tensor:
     Returns:
         (..., d, d) float64, symmetric, eigenvalues in [0, 1]; zero where there was no input at all.
     """
-    import torch
-
-    power = gram.double().diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    g = gram.double() / power.clamp_min(torch.finfo(torch.float64).tiny)
-    m = torch.linalg.solve((alpha - 1) * g + torch.eye(g.shape[-1], dtype=g.dtype, device=g.device), alpha * g)
+    gram = gram.double()
+    m = _solved(gram, alpha, gram)
     return (m + m.mT) / 2  # the factors commute, so M is symmetric but for rounding
 
 
@@ -138,6 +188,58 @@ def project_weight(weight: torch.Tensor, m_forget: torch.Tensor, m_retain: torch
     return (w - (w - w @ m_retain) @ m_forget).to(weight.dtype)
 
 
+def stacked_rests(weight: torch.Tensor, gram: torch.Tensor, alphas: Iterable[float]) -> torch.Tensor:
+    """W - W M of each alpha, one below the other: (..., alphas * out, d) of the weight's type."""
+    import torch
+
+    w = weight.double()
+    through = w @ gram
+    return torch.cat([w - _solved(gram, alpha, through) for alpha in alphas], dim=-2).to(weight.dtype)
+
+
+def projections(
+    weights: Mapping[str, torch.Tensor],
+    unused: Mapping[str, torch.Tensor],
+    grams: Mapping[str, torch.Tensor],
+    alphas: Iterable[float],
+) -> Iterator[dict[str, torch.Tensor]]:
+    """W - (W - W Mr) Mf of all layers: for each alpha of Mf, and within it for each one of Mr.
+
+    A matrix is factorised once per alpha, whatever the number of pairs, and M is never formed: weights have far fewer
+    rows than M, and the Cholesky factorisation costs a twentieth of an eigendecomposition.
+
+    Args:
+        weights: name -> W (..., out, d); layers without an input to forget are left out.
+        unused: name -> W - W Mr of each alpha of Mr, stacked: (..., alphas * out, d).
+        grams: name -> (..., d, d) float64, of the samples to forget.
+        alphas: of Mf.
+    """
+    through = {name: (unused[name].double() @ gram).to(unused[name].dtype) for name, gram in grams.items()}
+    for alpha in alphas:
+        parts = {}
+        for name, rows in through.items():
+            removed = _solved(grams[name], alpha, rows.double()).to(rows.dtype)
+            parts[name] = removed.split(weights[name].shape[-2], dim=-2)
+        for k in range(min(map(len, parts.values()), default=0)):
+            yield {name: weights[name] - part[k] for name, part in parts.items()}
+
+
+def _solved(gram: torch.Tensor, alpha: float, rows: torch.Tensor) -> torch.Tensor:
+    """alpha / tr C * R ((alpha - 1) g + I)^-1, which is X M if R = X C."""
+    import torch
+
+    power = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    power = torch.where(power > 0, power, 1.0)
+    system = gram * ((alpha - 1) / power)
+    system.diagonal(dim1=-2, dim2=-1).add_(1)  # eigenvalues between 1 and alpha
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if not failed.any():
+        return torch.cholesky_solve(rows.mT, factor).mT * (alpha / power)
+    # rounding left an unused direction a negative share, of which an alpha of many millions makes much: it has none
+    values, vectors = torch.linalg.eigh(system)
+    return (rows @ vectors * torch.where(values > 1, 1 / values, 0.0)[..., None, :]) @ vectors.mT * (alpha / power)
+
+
 # ---------------------------------------------------------------- what goes into the layers
 
 
@@ -151,33 +253,45 @@ class Inputs:
         model: whose weights are watched.
         names: which parameters; those that no linear map, convolution or attention uses are left alone.
         text: names whose inputs are tokens; what follows the end of a text is padding and does not count.
+        reference: draws windows and rows as the authors do; None: everything counts.
     """
 
-    def __init__(self, model: Model, names: list[str], *, text: Any = ()) -> None:
+    def __init__(
+        self, model: Model, names: Iterable[str], *, text: Iterable[str] = (), reference: torch.Generator | None = None
+    ) -> None:
         self.model = model
         self.name_of = {id(model.get_parameter(name)): name for name in names}
         self.text = set(text)
+        self.reference = reference
         self.right: set[str] = set()
         """Bare parameters, applied as x @ W."""
 
-    def grams(self, request: Request, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
-        """name -> sum over samples of X^T X, (d, d) float64, or (groups, d, d) for a grouped convolution."""
+    def grams(self, run: Callable[[Batch], object], batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
+        """name -> sum over samples of X^T X, (d, d) float64, or (groups, d, d) for a grouped convolution.
+
+        Args:
+            run: runs the model on a batch.
+            batches: of samples.
+        """
         import torch
 
         totals: dict[str, torch.Tensor] = {}
         for batch in batches:
             with torch.no_grad(), self._watching(totals, batch):
-                request.objective.loss(self.model, batch)  # whatever runs the model on a batch would do
-        return totals
+                run(batch)
+        return {name: total.triu() + total.triu(1).mT for name, total in totals.items()}
 
-    def projected(self, name: str, weight: torch.Tensor, *, m_forget: torch.Tensor, m_retain: torch.Tensor) -> torch.Tensor:
-        """The projected weight, whatever its shape and side."""
-        if name in self.right:
-            return project_weight(weight.T, m_forget, m_retain).T
-        flat = weight.flatten(1)
-        if m_forget.ndim == 3:  # one block of outputs a group
-            flat = flat.unflatten(0, (len(m_forget), -1))
-        return project_weight(flat, m_forget, m_retain).reshape(weight.shape)
+    def matrix(self, name: str, gram: torch.Tensor) -> torch.Tensor:
+        """A weight as the matrix that is multiplied with inputs, W x: (out, d), or (groups, out / groups, d)."""
+        weight = self.model.get_parameter(name).detach()
+        flat = weight.T if name in self.right else weight.flatten(1)
+        return flat.unflatten(0, (len(gram), -1)) if gram.ndim == 3 else flat
+
+    def put(self, matrices: Mapping[str, torch.Tensor]) -> None:
+        """Write such matrices back into the model."""
+        for name, matrix in matrices.items():
+            weight = self.model.get_parameter(name).data
+            weight.copy_(matrix.T if name in self.right else matrix.reshape(weight.shape))
 
     @contextmanager
     def _watching(self, totals: dict[str, torch.Tensor], batch: Batch) -> Iterator[None]:
@@ -185,16 +299,39 @@ class Inputs:
         from torch.nn import functional as F
         from torch.overrides import TorchFunctionMode
 
-        def add(weight: Any, rows: torch.Tensor) -> None:
-            """Rows (..., d), or (groups, n, d)."""
+        def add(weight: Any, rows: torch.Tensor, *, capped: bool = False) -> None:
+            """Rows (..., d), or (groups, n, d) of a grouped convolution."""
             name = self.name_of.get(id(weight))
             if name is None:
                 return
             if name in self.text and rows.shape[:2] == batch["text"].shape:
                 rows = rows[_before_end(batch["text"])]
-            x = rows if weight.ndim == 4 else rows.reshape(-1, rows.shape[-1])
-            gram = (x.mT @ x).double()
-            totals[name] = totals[name] + gram if name in totals else gram
+            rows = rows if weight.ndim == 4 else rows.reshape(-1, rows.shape[-1])
+            if capped and self.reference and rows.shape[-2] > CAP:
+                drawn = torch.randperm(rows.shape[-2], generator=self.reference)[:CAP]
+                rows = rows[..., drawn.to(rows.device), :]
+            if name not in totals:
+                d = rows.shape[-1]
+                totals[name] = torch.zeros(*rows.shape[:-2], d, d, dtype=torch.float64, device=rows.device)
+            accumulate(totals[name], rows)
+
+        def linear(_: Any, input: torch.Tensor, weight: Any, bias: Any = None) -> None:
+            add(weight, input)
+
+        def matmul(_: Any, left: torch.Tensor, right: Any = None, **named: Any) -> None:
+            if name := self.name_of.get(id(right)):
+                self.right.add(name)
+                add(right, left)
+
+        def conv2d(output: torch.Tensor, input: torch.Tensor, weight: Any, *options: Any, **named: Any) -> None:
+            if id(weight) not in self.name_of:
+                return
+            if self.reference:
+                image = window(input, weight.shape[-2:], self.reference)
+                add(weight, patches(image, weight, *options, **named), capped=True)
+            else:
+                for images in input.split(max(1, ROWS // output[0, 0].numel())):
+                    add(weight, patches(images, weight, *options, **named))
 
         def attention(*args: Any, **kwargs: Any) -> Any:
             call = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs).arguments
@@ -205,27 +342,44 @@ class Inputs:
             )
             tokens_first = call["query"].ndim == 3  # (T, B, d), as this function has it
             if call["query"] is call["key"] is call["value"]:  # else queries and keys have no space in common
-                add(call["in_proj_weight"], call["query"].transpose(0, 1) if tokens_first else call["query"])
-            add(weight, heads.transpose(0, 1) if tokens_first else heads)
+                query = call["query"].transpose(0, 1) if tokens_first else call["query"]
+                add(call["in_proj_weight"], query, capped=True)
+            add(weight, heads.transpose(0, 1) if tokens_first else heads, capped=True)
             return F.linear(heads, weight, bias), maps
+
+        watched: dict[Any, Callable[..., None]] = {F.linear: linear, F.conv2d: conv2d, torch.Tensor.__matmul__: matmul}
+        watched |= dict.fromkeys((torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm), matmul)
 
         class Watch(TorchFunctionMode):
             def __torch_function__(watch, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 kwargs = kwargs or {}
                 if func is F.multi_head_attention_forward:
                     return attention(*args, **kwargs)
-                if func is F.linear:
-                    add(args[1], args[0])
-                elif func is F.conv2d and id(args[1]) in self.name_of:
-                    add(args[1], patches(*args, **kwargs))
-                elif func in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
-                    if id(args[1]) in self.name_of:
-                        self.right.add(self.name_of[id(args[1])])
-                    add(args[1], args[0])
-                return func(*args, **kwargs)
+                output = func(*args, **kwargs)
+                if func in watched:
+                    watched[func](output, *args, **kwargs)
+                return output
 
         with Watch():
             yield
+
+
+def accumulate(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add X^T X to the upper triangle of `total`, which is symmetric; what is below it means nothing.
+
+    Products of a few thousand rows are taken in the rows' precision, float32 at least, and summed in that of `total`.
+
+    Args:
+        total: (..., d, d) float64.
+        rows: X (..., n, d).
+    """
+    import torch
+
+    for piece in rows.split(ROWS, dim=-2):
+        piece = piece.to(torch.promote_types(piece.dtype, torch.float32))
+        for start in range(0, total.shape[-1], BLOCK):
+            block = slice(start, start + BLOCK)
+            total[..., block, start:] += piece[..., block].mT @ piece[..., start:]
 
 
 def patches(
@@ -237,9 +391,10 @@ def patches(
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    """(B, C, H, W) -> (groups, B * places, C / groups * kh * kw): a convolution is linear in these. Arguments of F.conv2d.
+    """The rows that a convolution is linear in, of whole maps with their padding. Arguments of F.conv2d.
 
-    Whole maps with their padding. The authors crop the maps at random first, and so see borders that no layer sees.
+    Returns:
+        (B * places, C * kh * kw), or (groups, B * places, C / groups * kh * kw) if there are several groups.
     """
     from torch.nn import functional as F
 
@@ -252,6 +407,25 @@ def patches(
     columns = F.unfold(image, kernel, dilation=dilation, padding=padding, stride=stride)  # (B, C * kh * kw, places)
     rows = columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
     return rows if groups > 1 else rows[0]
+
+
+def window(image: torch.Tensor, kernel: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """The authors' crop: a random window of three by three kernels, one for all images; none of narrower maps.
+
+    Args:
+        image: (B, C, H, W).
+        kernel: height and width.
+        generator: draws the place.
+    """
+    import torch
+
+    if image.shape[-1] <= 3 * kernel[1]:
+        return image
+    for axis, k in ((-2, kernel[0]), (-1, kernel[1])):
+        size = min(3 * k, image.shape[axis])
+        start = torch.randint(image.shape[axis] - size + 1, (), generator=generator)
+        image = image.narrow(axis, int(start), size)
+    return image
 
 
 def _before_end(text: torch.Tensor) -> torch.Tensor:
