@@ -29,7 +29,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "forget accuracy, top {}",
         "Share of the targets' test images whose own name is among the {} best.",
     ),
-    (r"acc_forget", "forget", "accuracy on the forgotten", "Test accuracy on classes to be forgotten; on samples to be forgotten themselves."),
+    (
+        r"acc_forget",
+        "forget",
+        "accuracy on the forgotten",
+        "Test accuracy on the forgotten classes; training accuracy on forgotten samples.",
+    ),
     (
         r"ua",
         "forget",

@@ -1,7 +1,8 @@
 """Boards: what a leaderboard says, worked out once; the pages, texts and figures only lay it out.
 
-A board holds one kind of request (joint, single or random samples, one pool) of one task on one device. Controls are never ordered, a
-method with an unfinished or missing cell is never ordered, and no mean is taken over fewer cells without a mark.
+A board holds one kind of request (joint, single or random samples, one pool) of one task on one device. Controls are
+never ordered, a method with an unfinished or missing cell is never ordered, and no mean is taken over fewer cells
+without a mark.
 """
 
 from __future__ import annotations
