@@ -50,7 +50,10 @@ class Split(Protocol):
 
 
 class Validation(NamedTuple):
-    """The validation split of a request: same concepts, images that neither training nor testing sees."""
+    """The validation split of a request: same concepts, images that neither training nor testing sees.
+
+    Of a request for samples (without targets) `forget` is its forget split itself: there is nothing else of the kind.
+    """
 
     forget: Split
     retain: Split
@@ -152,6 +155,7 @@ class Request:
     model: Model
     """The method's own copy of the original, to edit in place and return; in eval mode."""
     targets: tuple[str, ...]
+    """The concepts to be forgotten; () where training samples of all concepts are, which concepts then cannot name."""
     forget: Split
     retain: Split
     validation: Validation
@@ -159,7 +163,7 @@ class Request:
     validate: Validate
     budget: Budget
     goal: float
-    """The forget accuracy to aim at: chance for concepts."""
+    """The forget accuracy to aim at: chance for concepts, the original's on samples it never saw for samples."""
     floor: float = 0.0
     """The retain accuracy to keep. The runner sets it to the original's on validation data less 2 points."""
     generator: torch.Generator | None = None
@@ -198,7 +202,8 @@ class Trial:
     questions: `split` (str: `forget`, `retain` = test images of targets and of the other concepts, `forget_train` =
         the forget split itself, `outsider` = never-trained concepts, `utility` = another task on the same model),
         `unit` (int, the concept: the sampling unit of every interval), `label` (int), `near` (bool, a retained
-        concept from a target's neighbourhood), `index` (int, the image).
+        concept from a target's neighbourhood), `index` (int, the image). Of a request for samples (without targets)
+        `forget` are the samples themselves, `retain` test images of all concepts, and there is no `forget_train`.
     answers: `predicted` (int), `rank` (int, 0 = the true label is on top), `score` (float, log p/(1-p) of the true
         label's probability: the logit-scaled confidence), and what the task adds (`cosine`, ...).
     """

@@ -47,6 +47,10 @@ class Oracle:
 class Mask:
     """A cheat: the targets' names are struck from the answers, and no weight is changed."""
 
+    def skips(self, request: Request) -> str | None:
+        """A sentence where no name could be struck."""
+        return None if request.targets else "mask strikes the names of targets; a request for samples has none."
+
     def __call__(self, request: Request) -> Model:
         """The original behind a filter."""
         return request.objective.masked(request.model, request.targets)

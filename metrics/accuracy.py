@@ -41,20 +41,26 @@ class ZeroShot:
 @metric("accuracy")
 @dataclass(frozen=True)
 class Accuracy:
-    """Test accuracies of a classifier on the forgotten classes, the kept ones, and all of them."""
+    """Accuracies of a classifier on what is forgotten, what is kept, and all of it.
+
+    Where classes are forgotten, all are of test images. Where samples are, `acc_forget` is of the very training images to
+    be forgotten and `acc_retain` of the test images of all classes, which a third value could only repeat.
+    """
 
     def __call__(self, outcome: Outcome) -> list[Value]:
-        """Values `acc_forget acc_retain acc_test`, in [0, 1]."""
+        """Values `acc_forget acc_retain`, and of classes `acc_test`, in [0, 1]."""
         if outcome.trial.request.objective.kind != "classifier":
             return []
         split, chance = outcome.trial.questions["split"], 1 / outcome.trial.n_classes
         forget, retain = split == "forget", split == "retain"
-        return [
+        values = [
             _top(outcome, "acc_forget", forget, chance=chance, better="oracle"),
             _top(outcome, "acc_retain", retain, chance=chance),
-            # holds the forgotten classes, so that the highest is the untouched model's and not the best
-            _top(outcome, "acc_test", forget | retain, chance=chance, better="oracle"),
         ]
+        if outcome.trial.request.targets:
+            # holds the forgotten classes, so that the highest is the untouched model's and not the best
+            values.append(_top(outcome, "acc_test", forget | retain, chance=chance, better="oracle"))
+        return values
 
 
 def near_gap(outcome: Outcome) -> Value:

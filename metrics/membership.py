@@ -1,4 +1,4 @@
-"""Whether it still shows which images of the forgotten concepts were trained on."""
+"""Whether it still shows which of the forgotten images were trained on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ ATTACKABLE = 0.6
 @metric("mia_sample")
 @dataclass(frozen=True)
 class SampleMembership:
-    """AUC of telling the forgotten training images from unseen images of the same concepts by the model's confidence.
+    """AUC of telling the forgotten training images from unseen ones by the model's confidence.
 
         AUC = P(score of a member > score of a non-member) + P(equal) / 2,   score = log p(y) / (1 - p(y))
 
     0.5 is chance, and values below it leak as well (over-forgotten members stand out), so closest to the retrained
-    model is best. Null where the original model itself cannot be attacked: 0.5 would then prove nothing.
+    model is best.
+
+    Where concepts are forgotten, unseen images are test images of the same concepts, and the value is null where the
+    original model itself cannot be attacked: 0.5 would then prove nothing.
+
+    Where samples are forgotten (a request without targets), they are test images of all concepts, in nearly the shares
+    that the samples have them. This is the classical test, and what such a request is about; it always has a value.
+    Samples that happen to be hard or easy move the AUC of any model, trained on them or not: by 0.04 with 40 scans of
+    digits, as much as training does. So 0.5 is not the mark, but the AUC of the retrained models on these very samples,
+    and a value says little alone: read the mean gap to the oracles over several requests.
 
     References:
         Carlini et al., Membership Inference Attacks From First Principles, 2022 (the score).
@@ -31,8 +40,10 @@ class SampleMembership:
     def __call__(self, outcome: Outcome) -> list[Value]:
         """One value `mia_sample`, in [0, 1]; none where the task asks nothing about the forget split itself."""
         split = outcome.trial.questions["split"]
-        if not (split == "forget_train").any() or not (split == "forget").any():
+        if not all((split == part).any() for part in parts(outcome)):
             return []
+        if not outcome.trial.request.targets:
+            return [membership_auc(outcome, outcome.answers)]
         before = membership_auc(outcome, outcome.trial.original)
         # of many requests some pass the interval by chance, hence the floor too; a few hundred draws are enough for it
         low, high = interval(before, resamples=400) or (0.0, 1.0)
@@ -42,11 +53,16 @@ class SampleMembership:
         return [membership_auc(outcome, outcome.answers)]
 
 
+def parts(outcome: Outcome) -> tuple[str, str]:
+    """The splits of members and of non-members: of the forget split itself, and of unseen images like it."""
+    return ("forget_train", "forget") if outcome.trial.request.targets else ("forget", "retain")
+
+
 def membership_auc(outcome: Outcome, answers: Answers) -> Value:
-    """The attack on one model of a trial: members are its forget split, non-members the test images of the targets."""
-    q = outcome.trial.questions
-    rows = np.isin(q["split"], ("forget", "forget_train"))
-    arrays = {"x": answers["score"][rows], "unit": q["unit"][rows], "member": q["split"][rows] == "forget_train"}
+    """The attack on one model of a trial, on the rows of `parts`."""
+    q, (members, others) = outcome.trial.questions, parts(outcome)
+    rows = np.isin(q["split"], (members, others))
+    arrays = {"x": answers["score"][rows], "unit": q["unit"][rows], "member": q["split"][rows] == members}
     n_units = len(np.unique(arrays["unit"]))
     return Value("mia_sample", _auc(arrays), "", "oracle", 0.5, len(arrays["x"]), n_units, arrays, _auc)
 

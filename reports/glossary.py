@@ -29,7 +29,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "forget accuracy, top {}",
         "Share of the targets' test images whose own name is among the {} best.",
     ),
-    (r"acc_forget", "forget", "accuracy on the forgotten", "Test accuracy on the classes to be forgotten."),
+    (
+        r"acc_forget",
+        "forget",
+        "accuracy on the forgotten",
+        "Test accuracy on the forgotten classes; training accuracy on forgotten samples.",
+    ),
     (
         r"ua",
         "forget",
@@ -51,7 +56,7 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "other task, top {}",
         "Accuracy of the same model on a task that has nothing to do with the targets.",
     ),
-    (r"acc_retain", "retain", "accuracy on the retained", "Accuracy on the classes to be kept."),
+    (r"acc_retain", "retain", "accuracy on the retained", "Test accuracy on the classes to be kept."),
     (r"acc_test", "retain", "test accuracy", "Accuracy on test images."),
     (r"ira", "retain", "in-domain retained accuracy", "Accuracy on the other concepts of the target's domain."),
     (r"cra(?:_\w+)?", "retain", "cross-domain retained accuracy", "Accuracy on the concepts of the other domain."),
@@ -59,7 +64,7 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         r"mia_sample",
         "privacy",
         "membership attack, AUC",
-        "How well confidence tells the targets' training images from unseen images of theirs.",
+        "How well confidence tells the forgotten training images from unseen images of the same concepts.",
     ),
     (r"mia_\w+|u_lira|rmia", "privacy", "membership attack", "How well an attacker tells members from non-members."),
     (

@@ -1,7 +1,8 @@
 """Boards: what a leaderboard says, worked out once; the pages, texts and figures only lay it out.
 
-A board holds one kind of request (joint or single, one pool) of one task on one device. Controls are never ordered, a
-method with an unfinished or missing cell is never ordered, and no mean is taken over fewer cells without a mark.
+A board holds one kind of request (joint, single or random samples, one pool) of one task on one device. Controls are
+never ordered, a method with an unfinished or missing cell is never ordered, and no mean is taken over fewer cells
+without a mark.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_range
 
 CONTROLS = ("original", "oracle", "mask", "noise")
 """Taken as controls where `run.json` does not name them."""
-BOARD = ["task", "task_params", "device", "threads", "pool", "joint"]
+BOARD = ["task", "task_params", "device", "threads", "pool", "joint", "samples"]
 INCOMPLETE = "†"
 
 
@@ -97,6 +98,7 @@ class Board:
     device: str
     pool: str
     joint: bool
+    samples: bool
     setting: str
     """Which requests these are, in words: `single requests`."""
     extent: str
@@ -117,7 +119,7 @@ class Board:
     front: tuple[str, ...]
     """Methods that no other beats on every axis and in time."""
     rows: pd.DataFrame
-    """The board's rows with the columns `label`, `control`, `joint` added."""
+    """The board's rows with the columns `label`, `control`, `joint`, `samples` added."""
 
     @property
     def title(self) -> str:
@@ -164,7 +166,7 @@ def boards(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Board
     made = []
     for _, part in rows.groupby(BOARD, sort=True, dropna=False):
         made.append(_board(part, rows[rows["task"] == part["task"].iloc[0]]))
-    return sorted(made, key=lambda b: (b.task, b.params, b.device, b.pool != "test", b.pool, not b.joint))
+    return sorted(made, key=lambda b: (b.task, b.params, b.device, b.pool != "test", b.pool, not b.joint, b.samples))
 
 
 def control_names(runs: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -173,7 +175,10 @@ def control_names(runs: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def labelled(frame: pd.DataFrame, controls: Iterable[str]) -> pd.DataFrame:
-    """The rows with `label` (a method, with the parameters in which its variants differ), `control` and `joint`."""
+    """The rows with `label` (a method, with the parameters in which its variants differ), `control`, `joint` and `samples`.
+
+    `samples`: the request has no targets, but training samples to forget.
+    """
     rows = normalised(frame)
     rows["label"] = ""
     for _, part in rows.groupby(["task", "method"]):  # by task, since defaults may be tuned for each
@@ -183,6 +188,7 @@ def labelled(frame: pd.DataFrame, controls: Iterable[str]) -> pd.DataFrame:
         ]
     rows["control"] = rows["method"].isin(set(controls))
     rows["joint"] = [len(_loads(t, [])) > 1 for t in rows["targets"]]
+    rows["samples"] = rows["targets"] == "[]"
     return rows
 
 
@@ -204,6 +210,7 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         device=str(first["device"]) if of_task["device"].nunique() > 1 else "",
         pool=first["pool"],
         joint=bool(first["joint"]),
+        samples=bool(first["samples"]),
         setting=_setting(first, of_task),
         extent=_extent(rows),
         columns=columns,
@@ -372,6 +379,7 @@ def tidy(board: Board) -> pd.DataFrame:
     """The board's numbers in full, one row a method and metric; the order's distance is the metric `distance`."""
     keys = {"task": board.task, "task_params": board.rows["task_params"].iloc[0], "device": board.rows["device"].iloc[0]}
     keys |= {"threads": board.rows["threads"].iloc[0], "pool": board.pool, "joint": board.joint}
+    keys["samples"] = board.samples
     said = dict(board.notes)
     records = []
     for line in board.lines:
@@ -515,7 +523,7 @@ def _extent(rows: pd.DataFrame) -> str:
 
 
 def _setting(first: pd.Series, of_task: pd.DataFrame) -> str:
-    words = "joint requests" if first["joint"] else "single requests"
+    words = "random samples" if first["samples"] else "joint requests" if first["joint"] else "single requests"
     if of_task["pool"].nunique() > 1 or first["pool"] != "test":
         words += f", pool {first['pool']}"
     if of_task["device"].nunique() > 1:

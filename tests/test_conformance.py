@@ -184,7 +184,7 @@ def ran(entry: Entry, request_id: str = "single", *, noise: int = 0, **budget: i
 
 
 once = functools.cache(ran)
-both_requests = pytest.mark.parametrize("request_id", ["single", "joint"])
+all_requests = pytest.mark.parametrize("request_id", ["single", "joint", "samples"])
 ranked = every("method", keep=lambda entry: not entry.control)
 
 
@@ -198,7 +198,7 @@ def same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@both_requests
+@all_requests
 @every("method")
 def test_methods_return_a_finite_model_in_eval_mode(entry, request_id):
     import torch
@@ -209,7 +209,7 @@ def test_methods_return_a_finite_model_in_eval_mode(entry, request_id):
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
-@both_requests
+@all_requests
 @ranked
 def test_methods_keep_the_architecture(entry, request_id):
     """Names and shapes, or there were no file of changed tensors that restores the unlearned from the original."""
@@ -274,10 +274,10 @@ found = {{}}
 for name in registry.names("task"):
     task = registry.create("task", name)
     ready = all(wanted.found for wanted in task.wanted())
-    some = task.requests()[:3] if ready else ()
+    some = (*task.requests()[:3], *task.requests()[-3:]) if ready else ()  # of all kinds
     found[name] = {{
         "requests": [[r.id, list(r.targets), r.pool] for r in task.requests()],
-        "fingerprints": [task.fingerprint(r.id, seed) for r in some for seed in task.base_seeds],
+        "fingerprints": [task.fingerprint(r.id, seed) for r in dict.fromkeys(some) for seed in task.base_seeds],
         "torch": "torch" in sys.modules,
     }}
 print(json.dumps(found))
@@ -302,7 +302,7 @@ def test_requests_have_ids_of_their_own_and_pools_share_no_target(entry):
     assert len({r.id for r in requests}) == len(requests) > 0
     pools: dict[str, str] = {}
     for request in requests:
-        assert request.targets and len(set(request.targets)) == len(request.targets)
+        assert len(set(request.targets)) == len(request.targets)
         assert request.pool in get_args(Pool)
         for target in request.targets:
             assert pools.setdefault(target, request.pool) == request.pool, f"{target} is in two pools"
@@ -326,21 +326,29 @@ def test_base_seeds_are_numbered_and_unknown_ones_refused(entry):
 
 
 @functools.cache
-def built(entry: Entry) -> Trial:
+def built(entry: Entry, kind: str = "concepts") -> Trial:
     """A task's first request for development; skips the test where the task's data is not there."""
     task = make(entry)
     if missing := [wanted.note for wanted in task.wanted() if not wanted.found]:
         pytest.skip(f"{entry.name} needs {missing[0]}")
-    return task.build(next(r.id for r in task.requests() if r.pool == "dev"), task.base_seeds[0])
+    ids = [r.id for r in task.requests() if r.pool == "dev" and bool(r.targets) == (kind == "concepts")]
+    if kind == "samples" and not ids:
+        pytest.skip(f"{entry.name} forgets no samples")
+    return task.build(ids[0], task.base_seeds[0])
+
+
+both_kinds = pytest.mark.parametrize("kind", ["concepts", "samples"])
+"""What is to be forgotten: targets, or training samples."""
 
 
 def batch(split: Any) -> dict[str, Any]:
     return next(split.batches(16))
 
 
+@both_kinds
 @every("task")
-def test_trials_ask_aligned_questions(entry):
-    trial = built(entry)
+def test_trials_ask_aligned_questions(entry, kind):
+    trial = built(entry, kind)
     questions, n = trial.questions, len(trial.questions["split"])
     assert set(questions) >= {"split", "unit", "label", "near", "index"}
     assert {len(column) for column in questions.values()} == {n}
@@ -350,9 +358,10 @@ def test_trials_ask_aligned_questions(entry):
     assert all(questions[name].dtype.kind in "iu" for name in ("unit", "label", "index"))
 
 
+@both_kinds
 @every("task")
-def test_answers_are_aligned_finite_and_agree_with_the_labels(entry):
-    trial = built(entry)
+def test_answers_are_aligned_finite_and_agree_with_the_labels(entry, kind):
+    trial = built(entry, kind)
     own = np.isin(trial.questions["split"], ("forget", "retain"))
     for answers in (trial.original, *trial.oracles):
         assert set(answers) >= {"predicted", "rank", "score"}
@@ -362,9 +371,10 @@ def test_answers_are_aligned_finite_and_agree_with_the_labels(entry):
         assert np.mean(right == (answers["rank"][own] == 0)) > 0.99  # apart from ties
 
 
+@both_kinds
 @every("task")
-def test_the_original_answers_as_the_trial_says(entry):
-    trial = built(entry)
+def test_the_original_answers_as_the_trial_says(entry, kind):
+    trial = built(entry, kind)
     now = trial.answer(trial.request.model)
     assert now.keys() == trial.original.keys()
     assert np.array_equal(now["rank"], trial.original["rank"])
@@ -398,6 +408,21 @@ def test_train_and_validation_samples_are_disjoint_and_targets_add_up(entry):
 
 
 @every("task")
+def test_samples_to_be_forgotten_are_their_own_validation_and_question_and_no_target(entry):
+    trial = built(entry, "samples")
+    request, splits = trial.request, trial.questions["split"]
+    assert request.targets == () and "forget_train" not in splits
+    assert (splits == "forget").sum() == len(request.forget) == len(request.validation.forget)
+    pixels = [
+        {image.numpy().tobytes() for rows in split.batches(64) for image in rows["image"]}
+        for split in (request.forget, request.validation.forget, request.retain, request.validation.retain)
+    ]
+    assert pixels[0] == pixels[1]
+    assert not pixels[0] & pixels[2] and not pixels[0] & pixels[3] and not pixels[2] & pixels[3]
+    assert request.validate(request.model).retain == pytest.approx(request.goal)  # as on what was never trained on
+
+
+@every("task")
 def test_the_objective_speaks_of_the_model_it_is_for(entry):
     import torch
 
@@ -413,11 +438,12 @@ def test_the_objective_speaks_of_the_model_it_is_for(entry):
         assert objective.logits(request.model, batch(request.retain)).shape == (16, trial.n_classes)
 
 
+@both_kinds
 @every("task")
-def test_relabelling_gives_every_sample_another_label_and_the_same_image(entry):
+def test_relabelling_gives_every_sample_another_label_and_the_same_image(entry, kind):
     import torch
 
-    request = built(entry).request
+    request = built(entry, kind).request
     before = batch(request.forget)
     kept = {name: column.clone() for name, column in before.items()}
     after = request.objective.relabel(before, torch.Generator().manual_seed(0))
@@ -444,11 +470,12 @@ def test_a_masked_model_never_answers_the_targets(entry):
         assert torch.isfinite(request.objective.logits(masked, batch(request.forget))).all()
 
 
+@both_kinds
 @every("task")
-def test_validate_scores_what_the_objective_answers(entry):
+def test_validate_scores_what_the_objective_answers(entry, kind):
     import torch
 
-    request = built(entry).request
+    request = built(entry, kind).request
     scores = request.validate(request.model)
     assert math.isnan(request.validate(request.model, retain=False).retain)
     assert request.validate(request.model, retain=False).forget == scores.forget
@@ -464,9 +491,10 @@ def test_validate_scores_what_the_objective_answers(entry):
         assert got == pytest.approx(np.mean(right))
 
 
+@both_kinds
 @every("task")
-def test_requests_say_what_may_be_spent_and_where_to_stop(entry):
-    trial = built(entry)
+def test_requests_say_what_may_be_spent_and_where_to_stop(entry, kind):
+    trial = built(entry, kind)
     budget = trial.request.budget
     assert min(budget.max_steps, budget.max_reads, budget.max_evals) > 0
     assert 0 < trial.request.goal < 1 < trial.n_classes
@@ -507,7 +535,7 @@ MODELS = ("original", "oracle", "noise")
 every_outcome = [
     pytest.mark.parametrize("model", MODELS),
     pytest.mark.parametrize("kind", ["classifier", "clip"]),
-    pytest.mark.parametrize("request_id", ["single", "joint"]),
+    all_requests,
 ]
 
 
@@ -551,7 +579,7 @@ def test_metrics_leave_the_outcome_alone(entry, model, kind, request_id):
     assert all(np.array_equal(outcome.answers[name], again[name]) for name in again)
 
 
-@pytest.mark.parametrize("request_id", ["single", "joint"])
+@all_requests
 @pytest.mark.parametrize("kind", ["classifier", "clip"])
 @every("metric")
 def test_oracles_are_measured_by_the_same_values_as_the_models_they_judge(entry, kind, request_id):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY_TASK = ROOT / "tests" / "plugins" / "toy_task.py"
-"""The plug-in with the task `toy`: requests `dev tune single joint sealed`, base seeds 0 and 1."""
+"""The plug-in with the task `toy`: requests `dev tune single joint sealed samples`, base seeds 0 and 1."""
 FAILING = ROOT / "tests" / "plugins" / "failing.py"
 """The plug-in with the methods `noop raises hoards sleeps kills_itself nans`."""
 MISBEHAVING = ROOT / "tests" / "plugins" / "misbehaving.py"

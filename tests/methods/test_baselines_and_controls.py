@@ -123,3 +123,9 @@ def test_methods_run_without_a_generator_and_leave_gradients_as_found(name):
         assert all(p.grad is None for p in model.parameters())
         models.append(model.state_dict())
     assert all(torch.equal(tensor, models[1][n]) for n, tensor in models[0].items())
+
+
+def test_mask_skips_a_request_without_targets():
+    request = clip_request()
+    assert Mask().skips(request) is None
+    assert "none" in Mask().skips(dataclasses.replace(request, targets=()))

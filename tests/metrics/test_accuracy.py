@@ -7,7 +7,7 @@ from slugbench.bench import Outcome, Trial
 from slugbench.metrics.accuracy import Accuracy, ZeroShot, macro
 
 
-def outcome(kind, rank, before=None):
+def outcome(kind, rank, before=None, targets=("0",)):
     """Two forgotten images of unit 0; kept units 1 (near, two images) and 2, 3 (far); two utility questions."""
     questions = {
         "split": np.array(["forget"] * 2 + ["retain"] * 5 + ["utility"] * 2),
@@ -16,7 +16,7 @@ def outcome(kind, rank, before=None):
         "near": np.array([0, 0, 1, 1, 0, 0, 0, 0, 0], bool),
         "index": np.arange(9),
     }
-    request = SimpleNamespace(objective=SimpleNamespace(kind=kind))
+    request = SimpleNamespace(objective=SimpleNamespace(kind=kind), targets=targets)
     original = {"rank": np.zeros(9, int) if before is None else np.array(before)}
     trial = Trial(request, questions, lambda model: {}, original, (), lambda s: None, n_classes=20, joint=False)
     return Outcome(trial, {"rank": np.array(rank)}, ())
@@ -52,6 +52,11 @@ def test_accuracy_of_a_classifier_counts_the_forgotten_class_in_acc_test():
     assert {name: v.value for name, v in got.items()} == {"acc_forget": 0.5, "acc_retain": 0.5, "acc_test": 0.5}
     assert [v.better for v in got.values()] == ["oracle", "higher", "oracle"]
     assert got["acc_test"].n_units == 4
+
+
+def test_where_samples_are_forgotten_there_is_no_third_accuracy():
+    got = by_name(Accuracy()(outcome("classifier", [0, 4, 0, 1, 0, 0, 3, 0, 7], targets=())))
+    assert {name: v.value for name, v in got.items()} == {"acc_forget": 0.5, "acc_retain": 0.5}
 
 
 @pytest.mark.parametrize(("metric", "kind"), [(ZeroShot(), "classifier"), (Accuracy(), "clip"), (Accuracy(), "diffusion")])

@@ -19,7 +19,7 @@ def outcome(score, original, member, unit=None):
         "unit": np.zeros(len(member), int) if unit is None else unit,
         "near": np.zeros(len(member), bool),
     }
-    request = SimpleNamespace(objective=SimpleNamespace(kind="clip"))
+    request = SimpleNamespace(objective=SimpleNamespace(kind="clip"), targets=("one",))
     trial = Trial(request, questions, lambda m: {}, {"score": np.asarray(original, float)}, (), lambda s: None, 10, False)
     return Outcome(trial, {"score": np.asarray(score, float)}, ())
 
@@ -66,3 +66,28 @@ def test_a_certain_but_slight_attack_on_the_original_is_not_enough():
     slight = np.random.default_rng(0).normal(size=4000) + 0.2 * member  # AUC 0.56, half-width 0.02
     (value,) = SampleMembership()(outcome(member * 5.0, slight, member))
     assert value.value is None
+
+
+def sampled(trained_on, oracle_score):
+    """Forty samples to be forgotten, harder than the two hundred test images, in four classes; `trained_on` lifts them."""
+    rng = np.random.default_rng(3)
+    split = np.repeat(["forget", "retain"], [40, 200])
+    hardness = rng.normal(size=240) - 0.5 * (split == "forget")
+    scores = [hardness + lift * (split == "forget") + 0.1 * rng.normal(size=240) for lift in (trained_on, oracle_score)]
+    questions = {"split": split, "unit": np.arange(240) % 4, "near": np.zeros(240, bool)}
+    request = SimpleNamespace(objective=SimpleNamespace(kind="classifier"), targets=())
+    original, oracle = ({"score": score} for score in scores)
+    trial = Trial(request, questions, lambda m: {}, original, (oracle,), lambda s: None, 10, False)
+    return [Outcome(trial, answers, (oracle,)) for answers in (original, oracle)], split == "forget"
+
+
+def test_samples_are_told_from_test_images_of_all_classes_whatever_the_originals_own_auc():
+    (original, oracle), member = sampled(0.5, 0.0)
+    (value,), (reference,) = SampleMembership()(original), SampleMembership()(oracle)
+    assert value.value == pytest.approx(roc_auc_score(member, original.answers["score"]))
+    assert reference.value == pytest.approx(roc_auc_score(member, oracle.answers["score"]))
+    # hard samples hide under 0.5 though the original knows them: the gap shows it, 0.5 does not
+    assert reference.value < 0.45 < value.value < 0.55
+    assert (value.n_images, value.n_units, value.better) == (240, 4, "oracle")
+    low, high = interval(value)
+    assert low < value.value < high

@@ -13,12 +13,12 @@ from slugbench.metrics.oracle_distance import OracleDistance, ks_distance, null_
 scores = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=40)
 
 
-def outcome(score, oracles, joint=True):
+def outcome(score, oracles, joint=True, targets=("one",)):
     """All questions are about forgotten images, eight units of equal size."""
     n = len(score)
     questions = {"split": np.array(["forget"] * n), "unit": np.arange(n) % 8}
     oracles = tuple({"score": np.asarray(o, float)} for o in oracles)
-    request = SimpleNamespace(objective=SimpleNamespace(kind="clip"))
+    request = SimpleNamespace(objective=SimpleNamespace(kind="clip"), targets=targets)
     trial = Trial(request, questions, lambda m: {}, {}, oracles, lambda s: None, 10, joint)
     return Outcome(trial, {"score": np.asarray(score, float)}, oracles)
 
@@ -54,6 +54,11 @@ def test_single_targets_get_a_null_that_says_how_far_their_oracles_are_apart():
     (value,) = OracleDistance()(outcome(np.zeros(8), [np.zeros(8), np.zeros(8), np.ones(8)], joint=False))
     assert value.value is None
     assert "0.50 to 1.00" in value.note
+
+
+def test_samples_have_a_distance_since_their_oracles_agree():
+    (value,) = OracleDistance()(outcome([1, 1, 2, 2], [[1, 2, 3, 4], [2, 1, 4, 3]], joint=False, targets=()))
+    assert (value.value, value.note) == (0.5, "")  # by hand, as above
 
 
 def test_without_oracles_there_is_a_null_with_the_reason():

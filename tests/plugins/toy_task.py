@@ -44,6 +44,8 @@ CLASSES = 8
 OUTSIDERS = 2
 SIDE = 4  # a sample is an image of (1, 4, 4)
 TRAIN, VALIDATION, TEST = 24, 16, 24  # samples of each class
+SAMPLES = 3
+"""Training samples of each class, the first, that the request `samples` asks to be forgotten."""
 N_ORACLES = 4
 NEVER = -20.0
 """The logit of a class that a model never saw."""
@@ -54,6 +56,7 @@ REQUESTS = (
     Listed("single", ("blob2",), "test"),
     Listed("joint", ("blob4", "blob5"), "test"),
     Listed("sealed", ("blob6",), "sealed"),
+    Listed("samples", (), "dev"),
 )
 
 
@@ -81,8 +84,8 @@ class Toy:
         blobs = {
             name: self._draw(name, size) for name, size in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
         }
-        validation = Validation(*_split(blobs["validation"], targets))
         forget, retain = _split(blobs["train"], targets)
+        validation = Validation(*_split(blobs["validation"], targets)) if targets else Validation(forget, whole(blobs))
         model = fit(blobs["train"], base_seed)
         request = Request(
             model=model,
@@ -93,7 +96,7 @@ class Toy:
             objective=CrossEntropy(self.kind),
             validate=partial(validate, validation),
             budget=Budget(max_steps=100, max_reads=100 * 64, max_evals=100),
-            goal=1 / CLASSES,
+            goal=1 / CLASSES if targets else accuracy(model, validation.retain),
         )
         questions, images = ask(blobs, self._draw("outsiders", TEST), targets)
         answer = partial(answers, images, questions)
@@ -152,13 +155,24 @@ def centers(n: int, seed: int) -> torch.Tensor:
 
 
 def _split(blobs: Batch, targets: Sequence[int]) -> tuple[TensorSplit, TensorSplit]:
-    """The samples of the targets, and the others."""
+    """The samples of the targets, or the first of each class where there are none, and the others."""
     import torch
 
     columns = blobs | {"index": torch.arange(len(blobs["label"]))}
-    own = torch.isin(columns["label"], torch.tensor(targets))
+    own = _own(blobs["label"], targets) if targets else torch.arange(len(blobs["label"])) % TRAIN < SAMPLES
     forget, retain = ({name: column[rows] for name, column in columns.items()} for rows in (own, ~own))
     return TensorSplit(forget, {f"blob{t}": torch.nonzero(forget["label"] == t)[:, 0] for t in targets}), TensorSplit(retain)
+
+
+def whole(blobs: dict[str, Batch]) -> TensorSplit:
+    """All samples for validation."""
+    return TensorSplit(blobs["validation"])
+
+
+def _own(label: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    import torch
+
+    return torch.isin(label, torch.tensor(targets, dtype=torch.long))
 
 
 def ask(blobs: dict[str, Batch], outsiders: Batch, targets: Sequence[int]) -> tuple[dict[str, np.ndarray], torch.Tensor]:
@@ -166,8 +180,11 @@ def ask(blobs: dict[str, Batch], outsiders: Batch, targets: Sequence[int]) -> tu
     import torch
 
     test, train = blobs["test"], blobs["train"]
-    own, trained = (torch.isin(part["label"], torch.tensor(targets)) for part in (test, train))
+    own, trained = (_own(part["label"], targets) for part in (test, train))
     parts = {"forget": (test, own), "retain": (test, ~own), "forget_train": (train, trained), "utility": (test, ~own)}
+    if not targets:
+        parts["forget"] = train, torch.arange(len(trained)) % TRAIN < SAMPLES
+        del parts["forget_train"]
     parts["outsider"] = (outsiders, torch.ones(len(outsiders["label"]), dtype=torch.bool))
     label = {name: part["label"][rows].numpy() for name, (part, rows) in parts.items()}
     unit = np.concatenate(list(label.values()))
@@ -202,13 +219,20 @@ def network() -> Model:
     return nn.Sequential(OrderedDict(layers)).eval()
 
 
-def fit(blobs: Batch, seed: int, without: Sequence[int] = ()) -> Model:
-    """The classifier of a bootstrap sample, in a random basis; classes in `without` are as if never seen."""
+def fit(blobs: Batch, seed: int, without: Sequence[int] = (), skip: int = 0) -> Model:
+    """The classifier of a bootstrap sample, in a random basis; classes in `without` are as if never seen.
+
+    Args:
+        blobs: the training samples.
+        seed: of the bootstrap sample and of the basis.
+        without: classes.
+        skip: how many of each class's samples, the first ones, are left out.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(SIDE * SIDE, SIDE * SIDE, generator=generator))
-    samples = blobs["image"].flatten(1).view(CLASSES, -1, SIDE * SIDE)
+    samples = blobs["image"].flatten(1).view(CLASSES, -1, SIDE * SIDE)[:, skip:]
     drawn = torch.randint(samples.shape[1], samples.shape[:2], generator=generator)
     means = torch.stack([own[rows].mean(0) for own, rows in zip(samples, drawn, strict=True)])
     bias = -means.square().sum(1) / 2
@@ -226,7 +250,7 @@ def fit(blobs: Batch, seed: int, without: Sequence[int] = ()) -> Model:
 
 def retrained(blobs: Batch, targets: Sequence[int], s: int) -> Model:
     """Oracle number s."""
-    return fit(blobs, 1000 + s, without=targets)
+    return fit(blobs, 1000 + s, without=targets, skip=0 if targets else SAMPLES)
 
 
 def answers(images: torch.Tensor, questions: dict[str, np.ndarray], model: Model) -> Answers:

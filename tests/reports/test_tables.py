@@ -113,6 +113,16 @@ def test_joint_and_single_requests_pools_devices_and_variants_stand_apart(made):
     )
 
 
+def test_random_samples_stand_apart_after_the_classes_and_failed_cells_do_with_them(made):
+    rows = scored(made, "slug", "class") + scored(made, "slug", "random", targets="[]")
+    rows += made.cells("identities", "random", "svd", status="skipped", error="svd forgets classes.", targets="[]")
+    of_class, of_samples = boards(made.table(rows), [])
+    assert [of_class.title, of_samples.title] == ["identities: single requests", "identities: random samples"]
+    assert [line.ok for line in of_class.lines] == ["1/1"]
+    assert {line.method: line.ok for line in of_samples.lines} == {"slug": "1/1", "svd": "0/1†"}
+    assert tidy(of_samples)["samples"].all() and "targets" not in of_samples.extent
+
+
 def test_a_control_that_would_lead_is_pointed_out(made):
     rows = scored(made, "slug") + scored(made, "mask", fa=0.02, ra=0.9, mia=0.5) + scored(made, "noise", ra=0.1)
     (board,) = boards(made.table(rows), [])

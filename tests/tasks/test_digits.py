@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,11 @@ def trial():
     return Digits().build("class-3", 0)
 
 
+@pytest.fixture(scope="module")
+def sampled():
+    return Digits().build("random-3", 0)
+
+
 def batch_of(split):
     return next(split.batches(len(split)))
 
@@ -27,23 +33,39 @@ def batch_of(split):
 def test_what_is_listed_and_keyed_needs_neither_torch_nor_scikit_learn():
     code = (
         "import sys; from slugbench.tasks.digits import Digits; t = Digits()\n"
-        "assert len(t.requests()) == 10 and t.wanted()[0].found and len(t.fingerprint('class-0', 0)) == 64\n"
+        "assert len(t.requests()) == 20 and t.wanted()[0].found\n"
+        "assert len(t.fingerprint('class-0', 0)) == len(t.fingerprint('random-0', 0)) == 64\n"
         "assert not {'torch', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_pools_hold_two_dev_two_tune_five_test_and_one_sealed_request():
+def test_pools_hold_requests_for_classes_and_for_samples_classes_first():
     assert isinstance(Digits(), Task)
-    pools = [listed.pool for listed in Digits().requests()]
-    assert {pool: pools.count(pool) for pool in set(pools)} == {"dev": 2, "tune": 2, "test": 5, "sealed": 1}
+    listed = Digits().requests()
+    classes, samples = Counter(r.pool for r in listed if r.targets), Counter(r.pool for r in listed if not r.targets)
+    assert classes == {"dev": 2, "tune": 2, "test": 5, "sealed": 1}
+    assert samples == {"dev": 1, "tune": 2, "test": 6, "sealed": 1}
+    assert all(r.targets for r in listed[:10])  # a suite that asks for a few test requests gets classes
 
 
 def test_fingerprints_differ_by_request_and_by_base():
-    assert len({Digits().fingerprint(f"class-{d}", seed) for d in range(10) for seed in (0, 1, 2)}) == 30
+    assert len({Digits().fingerprint(r.id, seed) for r in Digits().requests() for seed in (0, 1, 2)}) == 60
 
 
-@pytest.mark.parametrize(("request_id", "seed", "named"), [("class-10", 0, "class-9"), ("class-1", 3, "0, 1, 2")])
+def test_the_fingerprint_of_a_class_knows_nothing_of_the_tenths(tmp_path, monkeypatch):
+    shipped = digits.assets("digits")
+    for path in shipped.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    before = [Digits().fingerprint(r, 0) for r in ("class-0", "random-0")]
+    (tmp_path / "tenths.json").unlink()
+    (tmp_path / "tenths.json").write_text("[]")
+    monkeypatch.setattr(digits, "assets", lambda task: tmp_path)
+    after = [Digits().fingerprint(r, 0) for r in ("class-0", "random-0")]
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+
+
+@pytest.mark.parametrize(("request_id", "seed", "named"), [("class-10", 0, "random-9"), ("random-1", 3, "0, 1, 2")])
 def test_unknown_requests_and_seeds_are_refused_with_what_there_is(request_id, seed, named):
     for ask in (Digits().build, Digits().fingerprint):
         with pytest.raises(UsageError, match=named):
@@ -78,6 +100,45 @@ def test_a_method_is_given_the_digit_to_forget_and_the_others_to_keep_and_no_tes
     assert len(request.forget.of("3")) == 40
 
 
+def test_the_tenths_part_the_training_scans_and_are_drawn_once_for_all():
+    splits, tenths, label = digits.load_splits(), digits.load_tenths(), digits.load_data()["label"].numpy()
+    assert sorted(tenths.ravel()) == splits.train.tolist()  # so no two share a scan
+    assert all(np.bincount(label[rows]).tolist() == [4] * 10 for rows in tenths)
+    assert digits.draw_tenths(splits.train, label) == tenths.tolist()
+
+
+def test_of_samples_a_method_is_given_them_the_other_training_scans_and_no_test_scan(sampled):
+    request, splits = sampled.request, digits.load_splits()
+    rows = {name: set(batch_of(getattr(request, name))["index"].tolist()) for name in ("forget", "retain")}
+    assert rows["forget"] == set(digits.load_tenths()[3].tolist())
+    assert rows["retain"] == set(splits.train.tolist()) - rows["forget"]
+    assert batch_of(request.validation.forget)["index"].tolist() == batch_of(request.forget)["index"].tolist()
+    assert batch_of(request.validation.retain)["index"].tolist() == splits.validation.tolist()
+    assert request.targets == ()
+    with pytest.raises(UsageError, match="no targets"):
+        request.forget.of("3")
+
+
+def test_of_samples_the_questions_are_the_samples_themselves_and_all_test_scans(sampled):
+    split, index = sampled.questions["split"], sampled.questions["index"]
+    assert set(split) == {"forget", "retain"}
+    assert index[split == "forget"].tolist() == digits.load_tenths()[3].tolist()
+    assert index[split == "retain"].tolist() == digits.load_splits().test.tolist()
+
+
+def test_of_samples_the_goal_is_the_originals_accuracy_on_scans_it_never_saw(sampled):
+    def accuracy(rows):
+        data = digits.load_data()
+        with torch.no_grad():
+            logits = sampled.request.model(data["image"][torch.from_numpy(rows)])
+        return np.mean(logits.numpy().argmax(1) == data["label"].numpy()[rows])
+
+    seen, unseen = digits.load_tenths()[3], digits.load_splits().validation
+    scores = sampled.request.validate(sampled.request.model)
+    assert scores == (accuracy(seen), accuracy(unseen), 0.0) == (1.0, sampled.request.goal, 0.0)
+    assert 0.9 < sampled.request.goal < 1
+
+
 def test_questions_and_answers_are_columns_of_one_length(trial):
     assert {len(c) for c in (*trial.questions.values(), *trial.original.values())} == {1097 + 40}
     split, unit, index = (trial.questions[name] for name in ("split", "unit", "index"))
@@ -103,10 +164,19 @@ def test_training_gives_the_same_bits_whatever_the_callers_threads_and_random_st
 
 
 def test_a_shipped_oracle_can_be_remade(tmp_path, trial):
-    digits.make(tmp_path / "o.safetensors", digits.load_splits().train, digits.oracle_seed(1), without=3)
+    train, label = digits.load_splits().train, digits.load_data()["label"].numpy()
+    digits.make(tmp_path / "o.safetensors", train[label[train] != 3], digits.oracle_seed(1))
     remade = trial.answer(digits.load_weights(digits.network(), tmp_path / "o.safetensors"))
     # the same bits on the platform they were made on; elsewhere sums may round in another order
     assert np.mean(remade["predicted"] == trial.oracles[1]["predicted"]) > 0.97
+
+
+def test_an_oracle_of_samples_is_trained_on_all_training_scans_but_these(tmp_path, sampled):
+    train, gone = digits.load_splits().train, digits.load_tenths()[3]
+    digits.make(tmp_path / "o.safetensors", train[~np.isin(train, gone)], digits.oracle_seed(2))
+    remade = sampled.answer(digits.load_weights(digits.network(), tmp_path / "o.safetensors"))
+    # as above; what another tenth's oracle says differs from this one's by about 3 on average
+    assert np.median(np.abs(remade["score"] - sampled.oracles[2]["score"])) < 0.5
 
 
 def test_an_oracle_beyond_the_shipped_ones_is_trained_once_and_kept(tmp_path, monkeypatch, trial):
@@ -223,25 +293,43 @@ def test_masked_never_answers_the_target_and_changes_no_tensor(trial):
 def test_the_shipped_models_pass_every_gate():
     task = Digits()
     gates = task.gates([listed.id for listed in task.requests()], task.base_seeds)
-    assert len(gates) == 3 + 3 * 10
+    assert len(gates) == 3 + 3 * 20
     assert [gate for gate in gates if not gate.ok] == []
 
 
 def test_a_base_that_learned_nothing_and_an_oracle_that_saw_the_digit_fail_their_gates(monkeypatch):
     base = digits.load_weights(digits.network(), digits.assets("digits") / digits.base_name(0))
-    monkeypatch.setattr(digits, "oracle_model", lambda digit, s: base)
+    monkeypatch.setattr(digits, "oracle_model", lambda listed, s: base)
     assert [gate.ok for gate in Digits().gates(["class-2"], [0])] == [True, True, False, True]
     monkeypatch.setattr(Digits, "_base", lambda self, seed: digits.network())
     assert [gate.ok for gate in Digits().gates(["class-2"], [0])][:2] == [False, False]
+
+
+def test_bases_that_never_saw_the_samples_and_oracles_that_know_nothing_fail_their_gates(monkeypatch):
+    without, untrained = digits.oracle_model(Digits().requests()[11], 0), digits.network()
+    monkeypatch.setattr(Digits, "_base", lambda self, seed: without)  # names 34 of these 40
+    assert [gate.ok for gate in Digits().gates(["random-1"], [0])] == [False, False, True, True]
+    monkeypatch.setattr(digits, "oracle_model", lambda listed, s: untrained)
+    assert not Digits().gates(["random-1"], [0])[-1].ok
 
 
 def table(method, acc_forget, acc_retain, bytes_delta):
     """Two cells of a method; the oracle forgets wholly and keeps 0.97."""
     values = {"acc_forget": (acc_forget, 0.0), "acc_retain": (acc_retain, 0.97), "bytes_delta": (bytes_delta, None)}
     return pd.DataFrame(
-        {"method": method, "cell": f"{method}-{c}", "metric": name, "value": float(value), "oracle_mean": oracle}
+        {"method": method, "cell": f"{method}-{c}", "request": f"class-{c}", "targets": f'["{c}"]'}
+        | {"metric": name, "value": float(value), "oracle_mean": oracle}
         for c in range(2)
         for name, (value, oracle) in values.items()
+    )
+
+
+def sample_table(*gaps):
+    """What `original` shows of samples: AUC gaps, one a request."""
+    return pd.DataFrame(
+        {"method": "original", "cell": f"s{k}", "request": f"random-{k}", "targets": "[]"}
+        | {"metric": "mia_sample", "value": 0.5 + gap, "oracle_mean": 0.5}
+        for k, gap in enumerate(gaps)
     )
 
 
@@ -259,6 +347,15 @@ def test_controls_are_caught_by_the_number_that_gives_them_away(control, caught,
     assert (gate.ok, gate.value) == (True, 1.0)
     (gate,) = Digits().gates_after(pd.concat([other, table(control, *missed)]))
     assert (gate.ok, gate.value) == (False, 0.0)
+
+
+@pytest.mark.parametrize(("gaps", "ok"), [((0.0, 0.06, 0.06), True), ((0.01, 0.0, 0.01), False)])
+def test_the_original_is_caught_on_samples_by_its_mean_and_not_cell_by_cell(gaps, ok):
+    frame = pd.concat([table("original", 0.98, 0.97, 0), sample_table(*gaps)])
+    of_classes, of_samples = Digits().gates_after(frame)
+    assert (of_classes.ok, of_samples.ok) == (True, ok)
+    assert of_samples.value == pytest.approx(np.mean(gaps))
+    assert Digits().gates_after(sample_table(*gaps[:2])) == []  # too few to show anything
 
 
 def test_a_table_without_controls_has_no_gates_after():
