@@ -36,7 +36,8 @@ class SalUnSlug:
 
     keep: float = 0.5  # share of weights that may change: the paper's 50 % threshold
     learning_rate: PositiveFloat | None = None
-    """None: 1e-3 (SGD) for classifiers, else 1e-4 (AdamW). Its 1e-7 is for 151 M pre-trained weights."""
+    """None: 3e-3 (SGD) for classifiers, of 1e-3 to 3e-2 the first to forget on `digits`; else 3e-4 (AdamW). Its 1e-7 is
+    for 151 M pre-trained weights."""
     weight_decay: NonNegativeFloat = 0.1  # of its AdamW; it moves only what is not masked
     epochs: PositiveInt = 10
     batch: PositiveInt = 32
@@ -74,7 +75,7 @@ class SalUnSlug:
         return fine_tune(
             request,
             losses,
-            learning_rate=self.learning_rate or (1e-3 if objective.kind == "classifier" else 1e-4),
+            learning_rate=self.learning_rate or (3e-3 if objective.kind == "classifier" else 3e-4),
             steps=self.epochs * epoch,
             every=self.every or look,
             stop=False,
