@@ -201,7 +201,8 @@ def fine_tune(
         every: how many steps lie between two looks at the validation accuracy of the targets.
         stop: whether to end where the targets are first forgotten; where something protects what is kept, going on may pay.
         weight_decay: of the optimiser; papers' codes differ in it.
-        masks: where a weight may change at all, by name; the others come out with the very bits they went in with.
+        masks: where a weight may change at all, a bool tensor for each name of `Objective.weights`; the others come out
+            with the very bits they went in with, whatever the optimiser adds to the gradient.
         allowance: where part of the budget has been used already.
 
     Returns:
@@ -231,19 +232,23 @@ def _descend(
 
     model = request.model
     names = [name for tower in request.objective.weights(model).values() for name in tower]
+    if masks is not None and (unknown := [name for name in names if name not in masks]):
+        raise ValueError(f"there is no mask for {', '.join(unknown)}: nothing would say whether they may change.")
     with differentiable(model, names) as parameters:
-        original = {name: parameter.detach().clone() for name, parameter in parameters.items()} if masks else {}
+        frozen = (
+            [] if masks is None else [(p, masks[n], p.detach().clone()) for n, p in parameters.items() if not masks[n].all()]
+        )
         optimizer = _optimizer(request, parameters.values(), learning_rate, weight_decay)
         model.train()
         for step, loss in enumerate(losses, 1):
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
-                parameter.grad = gradient * masks[name] if masks and gradient is not None else gradient
+                parameter.grad = gradient if masks is None or gradient is None else gradient * masks[name]
             optimizer.step()
             optimizer.zero_grad()
             allowance.steps -= 1
-            for name, value in original.items():  # weight decay and momentum must not move what is masked either
-                parameters[name].data = torch.where(masks[name], parameters[name].data, value)  # type: ignore[index]
+            for parameter, mask, value in frozen:  # weight decay and momentum must not move what is masked either
+                torch.where(mask, parameter.data, value, out=parameter.data)
             request.progress("apply", step)
             if step % every == 0:
                 model.eval()
