@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from slugbench.bench import Model, Request, method
 
@@ -31,6 +31,12 @@ class FineTuning:
     steps: PositiveInt = 80  # papers: 10 epochs
     batch: PositiveInt = 128
     every: PositiveInt = 5
+    weight_decay: NonNegativeFloat = 5e-4  # SalUn's and Deep Unlearning's code
+
+    space: ClassVar[Mapping[str, tuple]] = {
+        "learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        "batch": (32, 64, 128),
+    }
 
     def __call__(self, request: Request) -> Model:
         """The fine-tuned model."""
@@ -47,4 +53,5 @@ class FineTuning:
             steps=self.steps,
             every=self.every,
             stop=False,
+            weight_decay=self.weight_decay,
         )
