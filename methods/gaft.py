@@ -30,10 +30,12 @@ class AscentThenFineTuning:
     """
 
     learning_rate: PositiveFloat | None = None
+    """None: 1e-2 (SGD) for classifiers; else 1e-3 (Adam), the best of 1e-3 and 3e-3 on `identities`. SLUG's 1e-6 and 1e-7
+    are for 151 M weights and thousands of steps."""
     epochs: PositiveInt = 10  # SLUG's comparison
-    batch: PositiveInt = 8
-    retain_batch: PositiveInt = 128
-    weight_decay: NonNegativeFloat = 5e-4
+    batch: PositiveInt = 32  # SLUG's
+    retain_batch: PositiveInt = 128  # as the small models were trained; SLUG's 32
+    weight_decay: NonNegativeFloat = 5e-4  # as for the other baselines; SLUG's .1 is nothing at its learning rates
 
     space: ClassVar[Mapping[str, tuple]] = {
         "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),

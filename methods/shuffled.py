@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import PositiveInt
-
 from slugbench.bench import Batch, Model, Objective, Request, Split, method
 
 from ._common import generator_of
@@ -23,12 +21,9 @@ if TYPE_CHECKING:
 class Shuffled:
     """SLUG with a label-permuted forget split: the pictures are the targets', the names are other, retained concepts'.
 
-    What it forgets is forgotten by damage along the pictures, not by parting them from their name. A method that does
-    no better gains nothing from its labels.
+    What it forgets is forgotten by damage along the pictures, not by parting them from their name. If SLUG did no better,
+    it would owe nothing to the names.
     """
-
-    batch: PositiveInt = Slug.batch
-    steps: PositiveInt = Slug.steps
 
     def __call__(self, request: Request) -> Model:
         """The model as SLUG leaves it."""
@@ -36,12 +31,12 @@ class Shuffled:
 
         seed = int(torch.randint(2**63 - 1, (), generator=generator_of(request)))
         relabelled = Relabelled(request.forget, request.objective, seed)
-        return Slug(batch=self.batch, steps=self.steps)(dataclasses.replace(request, forget=relabelled))
+        return Slug()(dataclasses.replace(request, forget=relabelled))
 
 
 @dataclass(frozen=True)
 class Relabelled:
-    """A `Split` with the images of another and labels (and captions) drawn from `seed`, the same on every pass."""
+    """A `Split` with another's images and labels (and captions) drawn from `seed`: the same on every pass in one order."""
 
     split: Split
     objective: Objective

@@ -302,7 +302,7 @@ def test_the_shuffled_split_has_the_same_pictures_under_other_names():
 
 
 @pytest.mark.parametrize(
-    "method", [AscentThenFineTuning(), NegGradPlus(retain_batch=32), Scrub()], ids=lambda m: type(m).__name__
+    "method", [AscentThenFineTuning(), NegGradPlus(learning_rate=1e-3), Scrub()], ids=lambda m: type(m).__name__
 )
 def test_methods_that_ascend_forget(method):
     request = clip_request()
