@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from slugbench.bench import Model, Request, method
 
@@ -36,6 +36,12 @@ class GradientAscent:
     steps: PositiveInt = 100  # at most; papers: 5 to 10 epochs
     batch: PositiveInt = 32
     every: PositiveInt = 1
+    weight_decay: NonNegativeFloat = 5e-4  # SalUn's and Deep Unlearning's code
+
+    space: ClassVar[Mapping[str, tuple]] = {
+        "learning_rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "batch": (8, 16, 32),
+    }
 
     def __call__(self, request: Request) -> Model:
         """The model at the step where the targets were forgotten."""
@@ -52,4 +58,5 @@ class GradientAscent:
             steps=self.steps,
             every=self.every,
             stop=True,
+            weight_decay=self.weight_decay,
         )
