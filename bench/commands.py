@@ -144,7 +144,8 @@ def _drawn(suite: Suite, budget: int, seed: int) -> dict[str, list[dict[str, Any
     """The configurations of each method of a suite that can be tuned; says which cannot, and which have fewer."""
     from .tuning import draw, untunable
 
-    drawn, left = {}, {}
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    left: dict[str, list[str]] = {}
     for spec in map(parse_spec, suite.methods):
         if reason := untunable(spec):
             left.setdefault(reason, []).append(_spec_text(spec.name, spec.params))
@@ -531,7 +532,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     return _doctor_gates(specs[0].name, specs[0].params, tasks[specs[0].name], arguments) if arguments.task else 0
 
 
-def _doctor_gates(name: str, params: dict[str, str], task: Any, arguments: argparse.Namespace) -> int:
+def _doctor_gates(name: str, params: Mapping[str, str], task: Any, arguments: argparse.Namespace) -> int:
     from . import runner
     from .isolate import Limits
 

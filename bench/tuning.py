@@ -266,7 +266,9 @@ def tuned_toml(found: Sequence[Trace], header: Mapping[str, Any]) -> str:
 
     The same cells give the same text: it holds no times and no dates.
     """
-    lines = ["# Chosen by `slugbench tune`; `slugbench run SUITE --params FILE` runs each method with its defaults and with these."]
+    lines = [
+        "# Chosen by `slugbench tune`; `slugbench run SUITE --params FILE` runs methods with their defaults and with these."
+    ]
     lines += ["", f"[{HOW}]", *(f"{_key(name)} = {_toml(value)}" for name, value in header.items())]
     for trace in found:
         lines += ["", f"[{_key(trace.task)}.{_key(trace.method)}]"]
@@ -384,7 +386,9 @@ def read_tuned(where: str) -> list[Choice]:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, (HOW, *first["loc"])))
-        raise UsageError(f"params file {where}: {place} does not do: {first['msg'][0].lower()}{first['msg'][1:]}.") from error
+        raise UsageError(
+            f"params file {where}: {place} does not do: {first['msg'][0].lower()}{first['msg'][1:]}."
+        ) from error
     try:
         return [_choice(task, method, params, how) for task, method, params in _tables(content)]
     except UsageError as error:
