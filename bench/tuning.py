@@ -167,7 +167,7 @@ class Trace(NamedTuple):
 def expected_first(values: Sequence[float]) -> list[float]:
     """Expected value of the first of k values drawn without replacement, for k = 1 .. n, where earlier is better.
 
-    E_k = sum_i v_i C(n - 1 - i, k - 1) / C(n, k): value i is the first of those drawn if the others come after it.
+    E_k = sum_i v_i C(n - 1 - i, k - 1) / C(n, k), i = 0 .. n - 1: value i comes first if the other k - 1 are after it.
 
     Example:
         >>> expected_first([0.0, 1.0, 2.0])

@@ -188,7 +188,7 @@ def labelled(frame: pd.DataFrame, controls: Iterable[str], tuned: Iterable[Choic
     ]
     rows["tuned"], rows["kept"] = [f is True for f in found], [f is False for f in found]
     rows["label"] = ""
-    for (_, method, is_tuned), part in rows.groupby(["task", "method", "tuned"]):  # by task: each has its own choices
+    for (_, _, method, is_tuned), part in rows.groupby(["task", "task_params", "method", "tuned"]):
         texts = {params: _difference(params, set(part["method_params"])) for params in set(part["method_params"])}
         labels = {params: _label(str(method), bool(is_tuned), text) for params, text in texts.items()}
         rows.loc[part.index, "label"] = part["method_params"].map(labels)

@@ -1,5 +1,6 @@
-"""Methods with a space of parameters: one whose best configuration is planted, and others that make tuning stumble."""
+"""Methods with a space of parameters: one with a best configuration planted in it, and others that make tuning stumble."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,27 +11,23 @@ from slugbench.bench import Model, Request, method
 @method("fades")
 @dataclass(frozen=True)
 class Fades:
-    """Shrink what speaks for the targets, and everything else as well where `spill` says so.
+    """Never name the targets again where `shift` is large; shrink what tells the others apart by `spill`.
 
-    The fewest mistakes are made with share=1, spill=0, which are not the defaults.
+    Nothing is better than shift=100, spill=0, and none of the others of the space is as good.
     """
 
-    share: float = 0.25
+    shift: float = 0.0
     spill: float = 0.5
-    fail_at: float | None = None
-    """The `share` at which to fail."""
 
-    space: ClassVar[Mapping[str, tuple]] = {"share": (0.0, 0.25, 0.5, 1.0), "spill": (0.0, 0.5, 1.0)}
+    space: ClassVar[Mapping[str, tuple]] = {"shift": (0.0, 100.0), "spill": (0.0, 0.5, 1.0)}
 
     def __call__(self, request: Request) -> Model:
         import torch
 
-        if self.share == self.fail_at:
-            raise ArithmeticError("failed on purpose")
-        label = torch.tensor([int(name.removeprefix("blob")) for name in request.targets])
-        output = request.model.output
+        output = request.model.get_submodule("output")
         with torch.no_grad():
-            output.bias[label] -= 100 * self.share
+            for name in request.targets:
+                output.bias[int(name.removeprefix("blob"))] -= self.shift
             output.weight *= 1 - self.spill
         return request.model
 
@@ -38,17 +35,19 @@ class Fades:
 @method("stumbles")
 @dataclass(frozen=True)
 class Stumbles:
-    """Fail, crash the process, or give weights that are no numbers, unless it is told not to."""
+    """Fail in one of three ways, or do nothing."""
 
-    how: Literal["raise", "nan", "not"] = "raise"
+    how: Literal["raise", "nan", "crash", "not"] = "raise"
 
-    space: ClassVar[Mapping[str, tuple]] = {"how": ("nan", "not")}
+    space: ClassVar[Mapping[str, tuple]] = {"how": ("nan", "crash", "not")}
 
     def __call__(self, request: Request) -> Model:
         import torch
 
         if self.how == "raise":
             raise ArithmeticError("raised on purpose")
+        if self.how == "crash":
+            os.abort()
         if self.how == "nan":
             with torch.no_grad():
                 next(request.model.parameters()).fill_(float("nan"))
@@ -66,6 +65,20 @@ class Declines:
 
     def skips(self, request: Request) -> str | None:
         return "it knows no blobs."
+
+    def __call__(self, request: Request) -> Model:
+        return request.model
+
+
+@method("wide")
+@dataclass(frozen=True)
+class Wide:
+    """Do nothing, in 25 ways."""
+
+    a: int = 0
+    b: float | None = None
+
+    space: ClassVar[Mapping[str, tuple]] = {"a": (0, 1, 2, 3, 4), "b": (None, 0.1, 0.2, 0.3, 0.4)}
 
     def __call__(self, request: Request) -> Model:
         return request.model
