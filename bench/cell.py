@@ -58,6 +58,7 @@ def measure(job: Mapping[str, Any]) -> None:
         if reason:
             result |= {"status": "skipped", "error": _plain(str(reason))}
         else:
+            trial = _with_floor(trial, job["device"])
             model, cost = unlearn(method, entry, trial, job)
             answers = trial.answer(model)
             _save_arrays(trial, answers, Path(job["scratch"]))
@@ -108,6 +109,13 @@ def unlearn(method: Any, entry: Entry, trial: Trial, job: Mapping[str, Any]) -> 
     return model.to(device).eval(), cost
 
 
+def _with_floor(trial: Trial, device: str) -> Trial:
+    """The trial with the retain accuracy that its request has to keep; before the model is edited, which is in place."""
+    request = trial.request
+    kept = request.validate(request.model.to(device).eval()).retain
+    return dataclasses.replace(trial, request=dataclasses.replace(request, floor=kept - LOSS_ALLOWED))
+
+
 def _metered(trial: Trial, meter: metering.Meter, job: Mapping[str, Any]) -> Trial:
     """The trial as a method gets it: on the device, counted, seeded."""
     import torch
@@ -120,7 +128,6 @@ def _metered(trial: Trial, meter: metering.Meter, job: Mapping[str, Any]) -> Tri
     request = dataclasses.replace(
         request,
         model=model,
-        floor=request.validate(model).retain - LOSS_ALLOWED,
         forget=metering.CountedSplit(request.forget, meter, "forget", device),
         retain=metering.CountedSplit(request.retain, meter, "retain", device),
         validation=type(validation)(*(metering.SearchedSplit(split, meter, "validation", device) for split in validation)),

@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _add_list(sub)
     _add_plan(sub)
     _add_run(sub)
+    _add_tune(sub)
     _add_status(sub)
     _add_report(sub)
     _add_doctor(sub)
@@ -90,6 +91,7 @@ def _add_plan(sub: Any) -> None:
     command = _command(sub, "plan", commands.plan, "the cells of a suite, and which of them are done")
     command.add_argument("--out", type=Path, help="a folder with cells finished before")
     _add_suite(command)
+    _add_measured(command)
 
 
 def _add_run(sub: Any) -> None:
@@ -98,6 +100,48 @@ def _add_run(sub: Any) -> None:
         "--out", type=Path, required=True, help="folder of cells, table and report; extended if it is there"
     )
     _add_suite(command)
+    _add_measured(command)
+    _add_running(command)
+    command.add_argument("--format", default=DEFAULT_FORMATS, help="reports to write (default: %(default)s)")
+
+
+def _add_tune(sub: Any) -> None:
+    command = _command(
+        sub, "tune", commands.tune, "choose parameters for every method, on tuning requests alone and with one budget"
+    )
+    command.add_argument("--budget", type=_positive(int), required=True, metavar="N", help="configurations of each method")
+    command.add_argument("--seed", type=int, default=0, help="of the draw of configurations (default: %(default)s)")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of cells, trace.csv and tuned.toml; extended if it is there"
+    )
+    _add_suite(command)
+    _add_running(command)
+
+
+def _add_suite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("suite", help="a suite's name, or a .toml file")
+    command.add_argument("--methods", metavar="SPECS", help="instead of the suite's: name:key=value,...")
+    command.add_argument("--tasks", metavar="SPECS", help="instead of the suite's")
+    command.add_argument("--base-seeds", type=_integers, metavar="LIST", help="base models, such as 0,1,2")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--threads", type=_positive(int), help="torch threads of a cell; part of what a result depends on")
+    command.add_argument("--timeout", type=_positive(float), metavar="S", help="seconds a cell may take")
+    command.add_argument("--memory", type=_positive(float), metavar="GB", help="memory (PSS) a cell's processes may hold")
+    _add_plugin(command)
+
+
+def _add_measured(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--metrics", metavar="SPECS", help="instead of the suite's")
+    command.add_argument(
+        "--requests", metavar="N|IDS", type=_requests, help="how many of each task's test requests, or which"
+    )
+    command.add_argument("--method-seeds", type=_integers, metavar="LIST", help="seeds of the method's own randomness")
+    command.add_argument(
+        "--params", metavar="FILE|SUITE", help="also run methods with these tuned parameters, a file's or those of a suite"
+    )
+
+
+def _add_running(command: argparse.ArgumentParser) -> None:
     command.add_argument("--jobs", type=_positive(int), help="cells at a time (default: one a core, one a GPU)")
     command.add_argument(
         "--backend", choices=("threads", "loky"), default="threads", help="what waits for cells (default: %(default)s)"
@@ -105,24 +149,6 @@ def _add_run(sub: Any) -> None:
     command.add_argument(
         "--retry", type=_statuses, default=(), metavar="STATUSES", help="run finished cells of these statuses again"
     )
-    command.add_argument("--format", default=DEFAULT_FORMATS, help="reports to write (default: %(default)s)")
-
-
-def _add_suite(command: argparse.ArgumentParser) -> None:
-    command.add_argument("suite", help="a suite's name, or a .toml file")
-    command.add_argument("--methods", metavar="SPECS", help="instead of the suite's: name:key=value,...")
-    command.add_argument("--tasks", metavar="SPECS", help="instead of the suite's")
-    command.add_argument("--metrics", metavar="SPECS", help="instead of the suite's")
-    command.add_argument(
-        "--requests", metavar="N|IDS", type=_requests, help="how many of each task's test requests, or which"
-    )
-    command.add_argument("--base-seeds", type=_integers, metavar="LIST", help="base models, such as 0,1,2")
-    command.add_argument("--method-seeds", type=_integers, metavar="LIST", help="seeds of the method's own randomness")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    command.add_argument("--threads", type=_positive(int), help="torch threads of a cell; part of what a result depends on")
-    command.add_argument("--timeout", type=_positive(float), metavar="S", help="seconds a cell may take")
-    command.add_argument("--memory", type=_positive(float), metavar="GB", help="memory (PSS) a cell's processes may hold")
-    _add_plugin(command)
 
 
 def _add_plugin(command: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .errors import GateError, UsageError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .plan import Cell, Suite
     from .runner import Finished, Job, Settings
     from .store import Store
+    from .tuning import Choice
 
 EXIT_NOT_ALL_OK = 3
 EXIT_GATE = 4
@@ -66,10 +68,11 @@ def plan(arguments: argparse.Namespace) -> int:
     """`slugbench plan`."""
     from .plan import expand
     from .store import read_cell
+    from .tuning import variants
 
     load(arguments.plugin)
     suite, device = _suite(arguments), _device(arguments.device)
-    cells = expand(suite, device=device)
+    cells = expand(suite, device=device, variants=variants(_tuned(arguments)))
     seconds: dict[str, list[float]] = {}
     done = 0
     for cell in cells:
@@ -86,66 +89,157 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# ---------------------------------------------------------------- run
+# ---------------------------------------------------------------- run, tune
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`slugbench run`: gates, missing cells, table, report."""
-    from . import provenance
-    from .plan import controls, expand
-    from .store import Store
+    from .plan import expand
+    from .tuning import variants
 
     load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
     suite, device, reports = _suite(arguments), _device(arguments.device), _reports(f"text,{arguments.format}")
-    cells = expand(suite, device=device)
+    choices = _tuned(arguments)
+    cells = expand(suite, device=device, variants=variants(choices))
     settings = _settings(arguments, suite, cells, device)
-    with contextlib.closing(
-        Store(arguments.out, suite=suite.name, settings={"threads": suite.threads, "device": device})
-    ) as store:
+    with _store(arguments.out, suite, device) as store:
         jobs = _missing(cells, store, arguments.retry)
-        facts = provenance.provenance(device)
-        mark = provenance.digest(facts)[:12]
-        if jobs or not store.run:
-            store.update_run(
-                schema=1,
-                suite=suite.model_dump(),
-                settings={"threads": suite.threads, "device": device},
-                controls=controls(),
-                provenance={mark: facts},
-                reported=None,
-            )
-        done = len(cells) - len(jobs)
-        print(f"{suite.name}: {len(cells)} cells, {done} done before, {len(jobs)} to run, {settings.jobs} at a time")
-        if jobs:
-            _check_gates(cells, store, settings)
-            try:
-                _run_cells(jobs, store, settings, mark)
-            except BaseException:  # what is finished can be read, whatever stopped the rest
-                store.write_table()
-                raise
+        _work(jobs, cells, store, suite, settings, tuned=_used(choices, cells))
         return _conclude(store, cells, arguments.format, reports)
 
 
+def tune(arguments: argparse.Namespace) -> int:
+    """`slugbench tune`: parameters for every method that declares a space, chosen on the tuning requests alone."""
+    import slugbench
+
+    from . import tuning
+    from .plan import expand, task_keys
+
+    load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
+    suite, device = _suite(arguments), _device(arguments.device)
+    drawn = _drawn(suite, arguments.budget, arguments.seed)
+    suite = tuning.tuning_suite(suite, list(drawn))
+    further = {method: configurations[1:] for method, configurations in drawn.items()}
+    cells = expand(suite, device=device, pool=tuning.POOL, variants=dict.fromkeys(task_keys(suite), further))
+    tuning.only_tuning_requests(cells)
+    settings = _settings(arguments, suite, cells, device)
+    with _store(arguments.out, suite, device) as store:
+        _work(_missing(cells, store, arguments.retry), cells, store, suite, settings)
+        store.write_table()
+        found, skipped = tuning.traces(suite.tasks, drawn, cells, store.finished)
+        header = {
+            "suite": suite.name.removesuffix("-tuning"),
+            **{"budget": arguments.budget, "seed": arguments.seed, "pool": tuning.POOL},
+            "requests": {task: requests for task, _, requests, _ in _by_task(cells)},
+            **{"base_seeds": suite.base_seeds, "method_seeds": suite.method_seeds},
+            **{"device": device, "threads": suite.threads, "version": slugbench.__version__},
+        }
+        store.write("trace.csv", tuning.trace_csv(found))
+        store.write("tuned.toml", tuning.tuned_toml(found, header))
+    print("\n".join([*skipped, *tuning.summary(found), str(arguments.out / "trace.csv"), str(arguments.out / "tuned.toml")]))
+    return 0 if all(tried.n_ok == tried.n_cells for trace in found for tried in trace.tried) else EXIT_NOT_ALL_OK
+
+
+def _drawn(suite: Suite, budget: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The configurations of each method of a suite that can be tuned; says which cannot, and which have fewer."""
+    from .tuning import draw, untunable
+
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    left: dict[str, list[str]] = {}
+    for spec in map(parse_spec, suite.methods):
+        if reason := untunable(spec):
+            left.setdefault(reason, []).append(_spec_text(spec.name, spec.params))
+        else:
+            drawn[spec.name] = draw(spec.name, budget, seed)
+    for reason, names in left.items():
+        print(f"not tuned, {reason}: {', '.join(names)}")
+    if not drawn:
+        raise UsageError("there is no method to tune; a method declares what may be drawn in a class attribute `space`.")
+    if fewer := [f"{name} {len(all_)}" for name, all_ in drawn.items() if len(all_) < budget]:
+        print(f"fewer than {budget} configurations, since their grids have no more: {', '.join(fewer)}")
+    return drawn
+
+
+def _tuned(arguments: argparse.Namespace) -> list[Choice]:
+    """What `--params` names."""
+    from .tuning import read_tuned
+
+    return read_tuned(arguments.params) if arguments.params is not None else []
+
+
+def _used(choices: Sequence[Choice], cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """Tuned parameters that cells have, for `run.json`, from where reports know them."""
+    used = {(cell.task, json.dumps([cell.task_params, cell.method_params]), cell.method) for cell in cells}
+    return {
+        choice.name: choice._asdict()
+        for choice in choices
+        if (choice.task, json.dumps([choice.task_params, choice.params]), choice.method) in used
+    }
+
+
+def _store(folder: Path, suite: Suite, device: str) -> contextlib.closing[Store]:
+    from .store import Store
+
+    return contextlib.closing(Store(folder, suite=suite.name, settings={"threads": suite.threads, "device": device}))
+
+
+def _work(
+    jobs: Sequence[Job],
+    cells: Sequence[Cell],
+    store: Store,
+    suite: Suite,
+    settings: Settings,
+    tuned: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Provenance, gates, and the jobs, which are what is missing of the cells."""
+    from . import provenance
+    from .plan import controls
+
+    device = cells[0].device
+    facts = provenance.provenance(device)
+    mark = provenance.digest(facts)[:12]
+    known = store.run.get("tuned", {})
+    if jobs or not store.run or {**known, **tuned} != known:
+        store.update_run(
+            schema=1,
+            suite=suite.model_dump(),
+            settings={"threads": suite.threads, "device": device},
+            controls=controls(),
+            provenance={mark: facts},
+            tuned=dict(tuned),
+            reported=None,
+        )
+    done = len(cells) - len(jobs)
+    print(f"{suite.name}: {len(cells)} cells, {done} done before, {len(jobs)} to run, {settings.jobs} at a time")
+    if jobs:
+        _check_gates(cells, store, settings)
+        try:
+            _run_cells(jobs, store, settings, mark)
+        except BaseException:  # what is finished can be read, whatever stopped the rest
+            store.write_table()
+            raise
+
+
 def _suite(arguments: argparse.Namespace) -> Suite:
-    """The suite with what the command line puts in the place of its entries."""
+    """The suite with what the command line puts in the place of its entries; `tune` has fewer options."""
     from .plan import load_suite
 
     suite = load_suite(arguments.suite)
     changes: dict[str, Any] = {}
     for name in ("methods", "tasks", "metrics"):
-        if (text := getattr(arguments, name)) is not None:
+        if (text := getattr(arguments, name, None)) is not None:
             changes[name] = [_spec_text(spec.name, spec.params) for spec in parse_specs(text)]
             if not changes[name] and name != "metrics":
                 raise UsageError(f"--{name} names none; leave it out to use the suite's.")
     for name in ("requests", "base_seeds", "method_seeds", "threads", "timeout", "memory"):
-        if (value := getattr(arguments, name)) is not None:
+        if (value := getattr(arguments, name, None)) is not None:
             changes[name] = value
     if isinstance(changes.get("requests"), list):
         changes["requests"] = _requests_by_task(changes["requests"], changes.get("tasks", suite.tasks))
     return suite.model_copy(update=changes)
 
 
-def _spec_text(name: str, params: dict[str, str]) -> str:
+def _spec_text(name: str, params: Mapping[str, str]) -> str:
     return f"{name}:{','.join(f'{key}={value}' for key, value in params.items())}" if params else name
 
 
@@ -438,7 +532,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     return _doctor_gates(specs[0].name, specs[0].params, tasks[specs[0].name], arguments) if arguments.task else 0
 
 
-def _doctor_gates(name: str, params: dict[str, str], task: Any, arguments: argparse.Namespace) -> int:
+def _doctor_gates(name: str, params: Mapping[str, str], task: Any, arguments: argparse.Namespace) -> int:
     from . import runner
     from .isolate import Limits
 

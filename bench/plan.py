@@ -6,11 +6,12 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import pydantic
 
@@ -21,6 +22,11 @@ from .registry import REGISTRY, Kind, Spec, did_you_mean, parse_spec
 from .types import Listed, Pool, Task
 
 REPORTED_POOL: Pool = "test"
+TUNED = ".tuned.toml"
+"""How the file of tuned parameters that ships beside a suite's ends."""
+
+Variants: TypeAlias = "Mapping[tuple[str, str], Mapping[str, Sequence[Mapping[str, Any]]]]"
+"""For a task (see `task_key`) and a method the parameters it is run with besides those of the suite."""
 
 
 class Suite(pydantic.BaseModel):
@@ -94,7 +100,8 @@ class Cell:
 def suite_names() -> list[str]:
     """The suites that ship with the package."""
     folder = resources.files(__package__) / "suites"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    names = [file.name for file in folder.iterdir() if file.name.endswith(".toml")]
+    return sorted(name.removesuffix(".toml") for name in names if not name.endswith(TUNED))
 
 
 def load_suite(name: str) -> Suite:
@@ -143,20 +150,34 @@ def _sentence(error: pydantic.ValidationError) -> str:
 # ---------------------------------------------------------------- expansion
 
 
-def expand(suite: Suite, *, device: str) -> list[Cell]:
+def expand(
+    suite: Suite, *, device: str, pool: Pool = REPORTED_POOL, variants: Variants = MappingProxyType({})
+) -> list[Cell]:
     """All cells of a suite, in the order of its lists.
+
+    Args:
+        suite: what to cross.
+        device: `cpu` or `cuda`.
+        pool: where the requests are from, unless the suite names them.
+        variants: further parameters of methods, by task; a method to which the suite gives parameters has none.
 
     Raises:
         UsageError: an unknown or ill-parameterised task, method, metric, request or seed.
     """
     judges = tuple(_judge(spec) for spec in _metric_specs(suite))
-    methods = [(*_resolved("method", parse_spec(text))[:2], _source("method", text)) for text in _unique(suite.methods)]
+    specs = [(parse_spec(text), _source("method", text)) for text in _unique(suite.methods)]
     cells = []
     for text in _unique(suite.tasks):
-        spec, params, task = _resolved("task", parse_spec(text))
+        spec, params, task = resolved("task", parse_spec(text))
+        further = variants.get(task_key(spec.name, params), {})
+        methods = [
+            (*resolved("method", Spec(method.name, own))[:2], method_source)
+            for method, method_source in specs
+            for own in [method.params, *([] if method.params else further.get(method.name, []))]
+        ]
         _check_seeds(spec.name, task, suite.base_seeds)
         source = _source("task", text)
-        for listed, base_seed in product(select(spec.name, task, suite.requests), suite.base_seeds):
+        for listed, base_seed in product(select(spec.name, task, suite.requests, pool), suite.base_seeds):
             facts = {
                 **{"task": spec.name, "task_params": params, "task_source": source, "request": listed.id},
                 **{"base_seed": base_seed, "content": task.fingerprint(listed.id, base_seed)},
@@ -176,15 +197,27 @@ def expand(suite: Suite, *, device: str) -> list[Cell]:
     return list({cell.name: cell for cell in cells}.values())  # two specs may come to the same
 
 
-def select(name: str, task: Task, wanted: int | dict[str, int | list[str]] | None) -> list[Listed]:
-    """The requests a suite asks of a task: the first ones of its test pool, all of them, or those named."""
+def task_key(name: str, params: Mapping[str, Any]) -> tuple[str, str]:
+    """A task with its full parameters, as the key of a mapping."""
+    return name, json.dumps(params, sort_keys=True)
+
+
+def task_keys(suite: Suite) -> list[tuple[str, str]]:
+    """The keys of a suite's tasks."""
+    return [task_key(name, params) for (name, _), params, _ in (resolved("task", parse_spec(text)) for text in suite.tasks)]
+
+
+def select(
+    name: str, task: Task, wanted: int | dict[str, int | list[str]] | None, pool: Pool = REPORTED_POOL
+) -> list[Listed]:
+    """The requests a suite asks of a task: the first ones of a pool, all of them, or those named."""
     listed = task.requests()
     mine = wanted.get(name) if isinstance(wanted, dict) else wanted
     if mine is None or isinstance(mine, int):
-        tested = [request for request in listed if request.pool == REPORTED_POOL]
-        if mine is not None and not 1 <= mine <= len(tested):
-            raise UsageError(f"requests = {mine} for task '{name}', which has 1 to {len(tested)} test requests.")
-        return tested[:mine]
+        pooled = [request for request in listed if request.pool == pool]
+        if mine is not None and not 1 <= mine <= len(pooled):
+            raise UsageError(f"requests = {mine} for task '{name}', which has 1 to {len(pooled)} {pool} requests.")
+        return pooled[:mine]
     by_id = {request.id: request for request in listed}
     for unknown in (id for id in mine if id not in by_id):
         raise UsageError(
@@ -208,7 +241,7 @@ def _check_seeds(name: str, task: Task, base_seeds: Sequence[int]) -> None:
             raise UsageError(f"task '{name}' has no base seed {seed}; it has {allowed}.")
 
 
-def _resolved(kind: Kind, spec: Spec) -> tuple[Spec, dict[str, Any], Any]:
+def resolved(kind: Kind, spec: Spec) -> tuple[Spec, dict[str, Any], Any]:
     """A spec with its full parameters, defaults included, as plain data, and the instance they make."""
     instance = REGISTRY.create(kind, spec.name, spec.params)
     params = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
@@ -219,7 +252,7 @@ def _resolved(kind: Kind, spec: Spec) -> tuple[Spec, dict[str, Any], Any]:
 
 
 def _judge(text: str) -> Judge:
-    spec, params, _ = _resolved("metric", parse_spec(text))
+    spec, params, _ = resolved("metric", parse_spec(text))
     key = digest({"metric": spec.name, "params": params, "source": _source("metric", spec.name), "version": RESULT_VERSION})
     return Judge(text, spec.name, params, key)
 

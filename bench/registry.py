@@ -60,10 +60,10 @@ class Entry:
 
 
 class Spec(NamedTuple):
-    """A parsed `name:key=value,key=value`; values are still text."""
+    """A parsed `name:key=value,key=value`, whose values are still text; or a name with values."""
 
     name: str
-    params: dict[str, str]
+    params: Mapping[str, Any]
 
 
 class Broken(NamedTuple):

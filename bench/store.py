@@ -84,8 +84,12 @@ class Store:
         for key, value in facts.items():
             old = self.run.get(key)
             self.run[key] = {**old, **value} if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+        self.write("run.json", json.dumps(self.run, indent=1))
+
+    def write(self, name: str, text: str) -> None:
+        """Put a file of text into the folder, whole or not at all."""
         with self._writing():
-            _write_whole(self.folder / "run.json", json.dumps(self.run, indent=1))
+            _write_whole(self.folder / name, text)
 
     def _refuse_other(self, suite: str, settings: Mapping[str, Any]) -> None:
         if not self.run:

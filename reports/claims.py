@@ -22,6 +22,7 @@ from . import facts, tables
 from .glossary import number
 from .markdown import escaped, table
 from .statistics import MIN_REQUESTS, by_request, interval
+from .tuning import choices
 
 GAP = "gap to the oracle"
 """Mean of the distances of forget accuracy, retain accuracy and membership AUC to the oracles' (SalUn's average gap)."""
@@ -113,8 +114,9 @@ def verdicts(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], claims: Seq
     Columns source, says, requests (joint or single), metric, left, right, difference, low, high, n_requests,
     n_base_seeds, verdict.
     """
-    rows = tables.labelled(frame, tables.control_names(runs))
-    rows = rows[rows["metric"].notna() & (rows["pool"] == "test")]
+    rows = tables.labelled(frame, tables.control_names(runs), choices(runs))
+    classifiers = set(rows[rows["metric"] == "acc_forget"]["task"])
+    rows = rows[rows["metric"].notna() & (rows["pool"] == "test") & ~rows["task"].isin(classifiers)]
     rows = pd.concat([rows, _gaps(rows), _times(rows)], ignore_index=True)
     columns = ["source", "says", "requests", "metric", "left", "right", "difference", "low", "high"]
     columns += ["n_requests", "n_base_seeds", "verdict"]
@@ -124,8 +126,8 @@ def verdicts(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], claims: Seq
 def _lines(claim: Claim, rows: pd.DataFrame) -> list[tuple[Any, ...]]:
     part = rows[(rows["metric"] == claim.metric) & (rows["joint"] == claim.joint)]
     found = []
-    for label, mine in part[part["method"] == claim.left].groupby("label", sort=True):
-        for other, grid in _others(claim, part, mine, str(label)):
+    for (task, label), mine in part[part["method"] == claim.left].groupby(["task", "label"], sort=True):
+        for other, grid in _others(claim, part[part["task"] == task], mine, str(label)):
             both = by_request(mine)
             difference = (both - grid.reindex_like(both)).dropna() if grid is not None else both.dropna()
             if len(difference):

@@ -21,7 +21,8 @@ from slugbench.bench import report
 
 from .glossary import about, unit_of
 from .statistics import Estimate
-from .tables import Board, Column, Line, boards
+from .tables import Board, Column, Line, boards, untuned
+from .tuning import Choice, by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +44,22 @@ class Look(NamedTuple):
     color: str
     marker: str
     size: float
+    ringed: bool = False
+    """Whether its mark has a dark edge: the tuned variant of the method that has the same mark without."""
 
 
 def looks(lines: Sequence[Line]) -> dict[str, Look]:
     """Colour and marker of every line: fixed for our own methods, by name for others, ink for controls."""
+    methods = method_looks([x.method for x in lines if not x.control])
+    return {x.method: _control_look(x) if x.control else methods[x.method] for x in lines}
+
+
+def method_looks(labels: Sequence[str]) -> dict[str, Look]:
+    """Colour and marker of methods; a tuned one has those of its defaults, with a ring."""
     taken = {name: i for i, name in enumerate(FIXED)}
-    for line in sorted((x for x in lines if not x.control), key=lambda x: x.method):
-        taken.setdefault(line.method, len(taken))
-    return {x.method: _control_look(x) if x.control else _method_look(taken[x.method]) for x in lines}
+    for label in sorted(labels):
+        taken.setdefault(untuned(label), len(taken))
+    return {x: _method_look(taken[untuned(x)])._replace(ringed=x != untuned(x)) for x in labels}
 
 
 def _method_look(i: int) -> Look:
@@ -156,6 +165,35 @@ def _panel(ax: Axes, column: Column, lines: Sequence[Line], look: Mapping[str, L
         ax.axhline(n_ranked - 0.5, color=FAINT, lw=0.6)
 
 
+def best_of_k(known: Sequence[Choice]) -> Figure:
+    """Tuning on one task: expected shortfall and retain accuracy of what is chosen among k configurations of a method.
+
+    To the left, hollow, the defaults; at the right end of its curve what was chosen.
+    """
+    import seaborn as sns
+    from matplotlib.ticker import MaxNLocator
+
+    look = method_looks([choice.method for choice in known])
+    titles = {"shortfall": "shortfall (lower is better)", "retain": "retain accuracy (higher is better)"}
+    with _style():
+        figure, _ = _figure(8.4, max(3.4, 1.2 + 0.2 * len(known)), axes=False)
+        for ax, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+            for method, how in ((choice.method, choice.how or {}) for choice in known):
+                color, marker, *_ = look[method]
+                curve = how["best_of_k"][name]
+                ax.plot(
+                    range(1, len(curve) + 1), curve, color=color, lw=1.4, label=method, marker=marker, ms=5, markevery=[-1]
+                )
+                ax.plot(0, how["default_scores"][name], marker, ms=5, mfc=PAPER, mec=color, mew=1.2)
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            ax.xaxis.set_major_formatter(lambda k, _: "default" if k == 0 else f"{k:g}")
+            ax.set(xlabel="configurations to choose among", title=title)
+            sns.despine(ax=ax)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
 # ---------------------------------------------------------------- pieces
 
 
@@ -194,9 +232,8 @@ def _mark(
         thick = 0.8 if spread.spread == "range" else 1.6
         ax.errorbar(*at, **reach, fmt="none", ecolor=look.color, elinewidth=thick, alpha=0.75, zorder=3)
     face = PAPER if hollow and look.marker != "*" else look.color
-    ax.plot(
-        *at, look.marker, ms=look.size, mfc=face, mec=look.color if hollow else PAPER, mew=1.2 if hollow else 0.8, zorder=4
-    )
+    edge = look.color if hollow else INK if look.ringed else PAPER
+    ax.plot(*at, look.marker, ms=look.size, mfc=face, mec=edge, mew=1.2 if hollow or look.ringed else 0.8, zorder=4)
 
 
 def _cross(ax: Axes, x: Column, y: Column) -> None:
@@ -365,7 +402,11 @@ def svg(figure: Figure, name: str) -> str:
 
 def slug_of(board: Board, figure: str = "") -> str:
     """A name for files and ids: `identities-joint-requests-profile`."""
-    words = f"{board.task} {board.params} {board.setting} {figure}"
+    return slug(f"{board.task} {board.params} {board.setting} {figure}")
+
+
+def slug(words: str) -> str:
+    """Words as a name for files and ids."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
@@ -383,13 +424,20 @@ class Figures:
         folder = Path(out) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
-        for board in boards(frame, runs):
-            for name, draw in FIGURES.items():
-                if (figure := draw(board)) is None:
-                    continue
-                path = folder / slug_of(board, name)
-                with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: text stays text in editors
-                    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
-                figure.savefig(path.with_suffix(".png"), dpi=self.dpi)
-                written += [path.with_suffix(".pdf"), path.with_suffix(".png")]
+        for name, figure in drawn(frame, runs):
+            path = folder / name
+            with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: text stays text in editors
+                figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+            figure.savefig(path.with_suffix(".png"), dpi=self.dpi)
+            written += [path.with_suffix(".pdf"), path.with_suffix(".png")]
         return written
+
+
+def drawn(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
+    """Every figure that there is, with its file's name."""
+    for board in boards(frame, runs):
+        for name, draw in FIGURES.items():
+            if (figure := draw(board)) is not None:
+                yield slug_of(board, name), figure
+    for task, known in by_task(runs).items():
+        yield slug(f"{task} tuning"), best_of_k(known)

@@ -12,7 +12,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, figures, glossary, tables
+from . import facts, figures, glossary, tables, tuning
 from .tables import Board
 
 CAPTIONS = {
@@ -59,7 +59,8 @@ def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
         tables=tables,
         anchor=figures.slug_of,
         key=_key,
-        troubled=tables.troubled(frame).to_dict("records"),
+        troubled=tables.troubled(frame, runs).to_dict("records"),
+        tuned=[_tuned(task, known) for task, known in tuning.by_task(runs).items()],
         gates=facts.gates(runs),
         origins=facts.origins(frame, runs),
         commands=facts.commands(frame, runs),
@@ -74,6 +75,11 @@ def _pictures(board: Board) -> list[dict[str, str]]:
         if (figure := draw(board)) is not None:
             found.append({"name": name, "svg": figures.svg(figure, figures.slug_of(board, name)), "caption": CAPTIONS[name]})
     return found
+
+
+def _tuned(task: str, known: Sequence[tuning.Choice]) -> dict[str, Any]:
+    picture = figures.svg(figures.best_of_k(known), figures.slug(f"{task} tuning"))
+    return {"task": task, "sentence": tuning.sentence(known), "table": tuning.table(known), "svg": picture}
 
 
 def _key(board: Board) -> dict[str, dict[str, str]]:

@@ -13,7 +13,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, tables
+from . import facts, tables, tuning
 from .tables import Board
 
 
@@ -41,7 +41,9 @@ def document(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
     ]
     for board in boards:
         parts += _board(board)
-    parts += ["## Cells that did not finish", table(tables.troubled(frame)) or "None: every cell is ok."]
+    for task, known in tuning.by_task(runs).items():
+        parts += [f"## {escaped(task)}: tuning", escaped(tuning.sentence(known)), table(tuning.table(known), numbers_from=3)]
+    parts += ["## Cells that did not finish", table(tables.troubled(frame, runs)) or "None: every cell is ok."]
     parts += ["## Acceptance gates", table(_gates(runs)) or "No gates are recorded with this run."]
     parts += ["## Metrics", table(_glossary(boards)) or "None."]
     parts += [

@@ -19,11 +19,14 @@ from slugbench.bench.frame import SAME_CELL, normalised
 
 from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
 from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
+from .tuning import Choice, choices
 
 CONTROLS = ("original", "oracle", "mask", "noise")
 """Taken as controls where `run.json` does not name them."""
 BOARD = ["task", "task_params", "device", "threads", "pool", "joint", "samples"]
 INCOMPLETE = "†"
+TUNED = " (tuned"
+"""In a label what follows the method's name where its parameters are tuned."""
 
 
 class Column(NamedTuple):
@@ -119,7 +122,7 @@ class Board:
     front: tuple[str, ...]
     """Methods that no other beats on every axis and in time."""
     rows: pd.DataFrame
-    """The board's rows with the columns `label`, `control`, `joint`, `samples` added."""
+    """The board's rows with the columns that `labelled` adds."""
 
     @property
     def title(self) -> str:
@@ -160,7 +163,7 @@ class Board:
 
 def boards(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Board]:
     """Every leaderboard that the rows hold, by task, joint requests first."""
-    rows = labelled(frame, control_names(runs))
+    rows = labelled(frame, control_names(runs), choices(runs))
     if not len(rows):
         return []
     made = []
@@ -174,22 +177,40 @@ def control_names(runs: Sequence[Mapping[str, Any]]) -> set[str]:
     return set(CONTROLS).union(*(run.get("controls") or () for run in runs))
 
 
-def labelled(frame: pd.DataFrame, controls: Iterable[str]) -> pd.DataFrame:
-    """The rows with `label` (a method, with the parameters in which its variants differ), `control`, `joint` and `samples`.
+def labelled(frame: pd.DataFrame, controls: Iterable[str], tuned: Iterable[Choice] = ()) -> pd.DataFrame:
+    """The rows with six columns more.
 
-    `samples`: the request has no targets, but training samples to forget.
+    `label`: a method, with the parameters in which its variants differ; tuned ones are apart, `salun (tuned)`.
+    `tuned`, `kept`: whether the parameters are what tuning chose and differ from, or are, the defaults. `control`.
+    `joint`. `samples`: the request has no targets, but training samples to forget.
     """
     rows = normalised(frame)
+    changed = {choice.setting: bool(choice.changed) for choice in tuned}
+    found = [
+        changed.get(s) for s in rows[["task", "task_params", "method", "method_params"]].itertuples(index=False, name=None)
+    ]
+    rows["tuned"], rows["kept"] = [f is True for f in found], [f is False for f in found]
     rows["label"] = ""
-    for _, part in rows.groupby(["task", "method"]):  # by task, since defaults may be tuned for each
+    for (_, _, method, is_tuned), part in rows.groupby(["task", "task_params", "method", "tuned"]):
         texts = {params: _difference(params, set(part["method_params"])) for params in set(part["method_params"])}
-        rows.loc[part.index, "label"] = [
-            f"{m}({t})" if (t := texts[p]) else m for m, p in zip(part["method"], part["method_params"], strict=True)
-        ]
+        labels = {params: _label(str(method), bool(is_tuned), text) for params, text in texts.items()}
+        rows.loc[part.index, "label"] = part["method_params"].map(labels)
     rows["control"] = rows["method"].isin(set(controls))
     rows["joint"] = [len(_loads(t, [])) > 1 for t in rows["targets"]]
     rows["samples"] = rows["targets"] == "[]"
     return rows
+
+
+def _label(method: str, tuned: bool, text: str) -> str:
+    """`salun`, `salun(keep=0.3)`, `salun (tuned)`, `salun (tuned, keep=0.3)`."""
+    if tuned:
+        return f"{method}{TUNED}{', ' if text else ''}{text})"
+    return f"{method}({text})" if text else method
+
+
+def untuned(label: str) -> str:
+    """The label of a method with its defaults, given that of its tuned variant; other labels as they are."""
+    return label.split(TUNED)[0]
 
 
 def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
@@ -218,7 +239,7 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         ranked=tuple(_with_best(ranked, columns)),
         unranked=tuple(unranked),
         controls=tuple(sorted((line for line in lines if line.control), key=_control_order)),
-        order=_order_sentence(axes, ranked, [line for line in lines if line.control]),
+        order=_order_sentence(axes, ranked, [line for line in lines if line.control]) + _tuned_sentence(rows),
         notes=tuple(notes.sentences.items()),
         few=_few(rows),
         front=_front(ranked, rows, axes),
@@ -385,7 +406,8 @@ def tidy(board: Board) -> pd.DataFrame:
     for line in board.lines:
         part = board.rows[board.rows["label"] == line.method].iloc[0]
         low, high = line.ranks or (None, None)
-        who = {"method": part["method"], "method_params": part["method_params"], "control": line.control}
+        who = {"method": part["method"], "method_params": part["method_params"], "tuned": part["tuned"]}
+        who |= {"control": line.control}
         who |= {"n_ok": line.n_ok, "n_cells": line.n_cells, "rank_low": low, "rank_high": high}
         if line.distance is not None:
             records.append(keys | who | {"metric": "distance", "better": "lower"} | line.distance._asdict())
@@ -428,9 +450,10 @@ def split(board: Board, metrics: Sequence[str] | None = None) -> tuple[pd.DataFr
     return table.iloc[:n], table.iloc[n:].drop(columns="rank")
 
 
-def troubled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The cells that did not finish `ok`, one row each."""
-    cells = normalised(frame).drop_duplicates("cell")
+def troubled(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """The cells that did not finish `ok`, one row each, methods by their labels."""
+    cells = labelled(frame, (), choices(runs)).drop_duplicates("cell")
+    cells["method"] = cells["label"]
     keys = ["task", "request", "method", "base_seed", "method_seed"]
     return cells[cells["status"] != "ok"].sort_values(keys)[[*keys, "status", "error"]].reset_index(drop=True)
 
@@ -490,6 +513,16 @@ def _order_sentence(axes: Sequence[str], ranked: Sequence[Line], controls: Seque
         which = f"control{'s' if len(ahead) > 1 else ''} {_listed(ahead)}"
         sentence += f" The {which} would come first: this order cannot tell hiding from forgetting, so read on."
     return sentence
+
+
+def _tuned_sentence(rows: pd.DataFrame) -> str:
+    if not (rows["tuned"].any() or rows["kept"].any()):
+        return ""
+    kept = sorted(set(rows.loc[rows["kept"], "label"]))
+    sentence = " Methods stand with their defaults and with parameters tuned on other targets."
+    return sentence + (
+        f" Tuning kept the defaults of {_listed(kept)}, which stand{'s' * (len(kept) < 2)} once." if kept else ""
+    )
 
 
 def _at_most(a: Estimate, b: Estimate) -> bool:

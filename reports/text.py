@@ -41,7 +41,7 @@ def screen(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
     counts = ", ".join(f"{n} {status}" for status, n in facts.counts(frame)) or "no cells"
     blocks = [_wrapped(f"suite {facts.suites(frame, runs)}, {facts.dates(frame)}: {counts}")]
     blocks += [_board(board) for board in tables.boards(frame, runs)]
-    troubled = [_wrapped(_trouble(cell)) for cell in tables.troubled(frame).to_dict("records")]
+    troubled = [_wrapped(_trouble(cell)) for cell in tables.troubled(frame, runs).to_dict("records")]
     if troubled:
         blocks.append("\n".join(["Cells that did not finish", *troubled]))
     if missed := [g for g in facts.gates(runs) if not g["ok"]]:

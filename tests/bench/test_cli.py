@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from slugbench.bench.cli import main
+from slugbench.bench.plan import load_suite
 
-from ..toys import FAILING, ROOT, TOY_TASK, restored_registry
+from ..toys import FAILING, TOY_TASK, restored_registry
 
 PLUGINS = ["--plugin", str(TOY_TASK), "--plugin", str(FAILING)]
 SUITE = 'name = "toy"\ntasks = ["toy"]\nmethods = ["noop"]\nmetrics = ["accuracy"]\n'
@@ -178,5 +179,7 @@ def test_a_failed_gate_stops_the_run_before_any_method(tmp_path, capsys):
     assert "FAILED 'known'" in capsys.readouterr().out
 
 
-def test_the_readmes_suite_is_shipped():
-    assert (ROOT / "bench" / "suites" / "quick.toml").is_file()
+@pytest.mark.parametrize(("name", "trials"), {"quick": 4 + 2, "standard": (2 + 12 + 5) * 3}.items())
+def test_shipped_suites_can_be_planned(capsys, name, trials):
+    assert main(["plan", name]) == 0
+    assert f"suite {name}: {trials * len(load_suite(name).methods)} cells" in capsys.readouterr().out
