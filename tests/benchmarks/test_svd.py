@@ -1,16 +1,24 @@
-"""What a layer's projection costs by its Gram matrix, against decomposing all of its inputs as the authors do.
-
-Both are timed in turns within one run and on two threads, from stored inputs to M.
+"""What a layer's projection costs by its Gram matrix, against decomposing all of its inputs as the authors do, and what
+a grid of alphas costs, against one pair after another. Rivals are timed in turns within one run and on two threads.
 """
 
 import os
 import statistics
 import time
+from itertools import product
 
 import pytest
 import torch
 
-from slugbench.methods.svd import accumulate, projection
+from slugbench.methods.svd import (
+    ALPHA_FORGET,
+    ALPHA_RETAIN,
+    accumulate,
+    project_weight,
+    projection,
+    projections,
+    stacked_rests,
+)
 
 D, ALPHA = 2304, 100.0
 """A 3 x 3 convolution of 256 channels."""
@@ -71,3 +79,30 @@ def test_gram_matrices_are_several_times_faster_than_stored_inputs(benchmark, n,
     print(f"\nn = {n}: svd {seconds[by_svd][0]:.1f} s, gram {statistics.median(seconds[by_gram]):.2f} s, ratio {ratio:.1f}")
     torch.testing.assert_close(ours, reference.double(), atol=2e-6, rtol=0)  # float32 svd: 4e-7 of error were measured
     assert ratio >= least
+
+
+def test_a_grid_costs_a_third_of_its_pairs(benchmark):
+    """25 pairs of alphas for one layer, 64 x 576; each pair for itself forms two projections."""
+    x = inputs(4000)[:, :1152].double()
+    retain, forget = (part.T @ part for part in (x[:, :576], x[:, 576:]))
+    weight, seconds = torch.randn(64, 576, generator=torch.Generator().manual_seed(1)), {"grid": [], "pairs": []}
+
+    def turn():
+        started = time.perf_counter()
+        rests = {"w": stacked_rests(weight, retain, ALPHA_RETAIN)}
+        together = [found["w"] for found in projections({"w": weight}, rests, {"w": forget}, ALPHA_FORGET)]
+        seconds["grid"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        apart = [
+            project_weight(weight, m_forget=projection(forget, f), m_retain=projection(retain, r))
+            for f, r in product(ALPHA_FORGET, ALPHA_RETAIN)
+        ]
+        seconds["pairs"].append(time.perf_counter() - started)
+        return together, apart
+
+    together, apart = benchmark.pedantic(turn, rounds=3)
+    grid, pairs = (statistics.median(taken) for taken in seconds.values())
+    benchmark.extra_info.update(grid_s=grid, pairs_s=pairs, ratio=pairs / grid)
+    print(f"\ngrid {grid:.2f} s, pairs {pairs:.2f} s, ratio {pairs / grid:.1f}")
+    torch.testing.assert_close(torch.stack(together), torch.stack(apart), atol=1e-5, rtol=0)
+    assert pairs / grid >= 3
