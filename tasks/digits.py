@@ -67,8 +67,8 @@ SAMPLE_POOLS: tuple[Pool, ...] = ("dev", "tune", "tune", "test", "test", "test",
 """The pool of each tenth's request: drawn at random themselves, they need no dealing. Six of them are tested on, the
 fewest over which reports draw an interval."""
 
-MIN_DRAWS = 3
-"""Requests for random samples from which on a mean over them is asked to show something."""
+MIN_SAMPLES = 6
+"""Requests for random samples from which on a mean over them has to show something."""
 
 # the recipe of base models and oracles alike; oracles see fewer images, in as many steps
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 400, 64, 3e-3, 0.05
@@ -163,7 +163,8 @@ class Digits:
     def gates_after(self, frame: pd.DataFrame) -> list[Gate]:
         """The controls are caught, each by the numbers that should give it away, in every cell that has them.
 
-        On random samples in the mean over cells and from three requests on: the effect on one may be nothing.
+        On random samples in the mean over cells, and from six requests on: on one there may be nothing to see. Of the
+        six tested on and each base, AUC gaps of +0.036 to +0.049 (original) and +0.030 to +0.043 (noise).
         """
         columns = ["acc_forget", "acc_retain", "bytes_delta", "mia_sample"]
         frame = frame.astype({"value": float, "oracle_mean": float})
@@ -186,10 +187,11 @@ class Digits:
             for control, (how, yes) in caught.items()
             if (mine := (method == control) & ~samples).any()
         ]
-        original = gap["mia_sample"][(method == "original") & samples]
-        if original.index.unique("request").size >= MIN_DRAWS:
-            name = "control original is caught (samples stand out more than of oracles): mean AUC gap"
-            found.append(at_least(name, original.mean(), 0.015))
+        for control in ("original", "noise"):
+            shown = gap["mia_sample"][(method == control) & samples].dropna()
+            if shown.index.unique("request").size >= MIN_SAMPLES:
+                name = f"control {control} is caught (it knows the samples better than oracles do): mean AUC gap"
+                found.append(at_least(name, shown.mean(), 0.015))
         return found
 
     def wanted(self) -> list[Wanted]:

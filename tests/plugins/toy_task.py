@@ -85,7 +85,8 @@ class Toy:
             name: self._draw(name, size) for name, size in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
         }
         forget, retain = _split(blobs["train"], targets)
-        validation = Validation(*_split(blobs["validation"], targets)) if targets else Validation(forget, whole(blobs))
+        kept = _split(blobs["validation"], targets) if targets else (forget, TensorSplit(blobs["validation"]))
+        validation = Validation(*kept)
         model = fit(blobs["train"], base_seed)
         request = Request(
             model=model,
@@ -162,11 +163,6 @@ def _split(blobs: Batch, targets: Sequence[int]) -> tuple[TensorSplit, TensorSpl
     own = _own(blobs["label"], targets) if targets else torch.arange(len(blobs["label"])) % TRAIN < SAMPLES
     forget, retain = ({name: column[rows] for name, column in columns.items()} for rows in (own, ~own))
     return TensorSplit(forget, {f"blob{t}": torch.nonzero(forget["label"] == t)[:, 0] for t in targets}), TensorSplit(retain)
-
-
-def whole(blobs: dict[str, Batch]) -> TensorSplit:
-    """All samples for validation."""
-    return TensorSplit(blobs["validation"])
 
 
 def _own(label: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:

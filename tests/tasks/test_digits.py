@@ -175,7 +175,7 @@ def test_an_oracle_of_samples_is_trained_on_all_training_scans_but_these(tmp_pat
     train, gone = digits.load_splits().train, digits.load_tenths()[3]
     digits.make(tmp_path / "o.safetensors", train[~np.isin(train, gone)], digits.oracle_seed(2))
     remade = sampled.answer(digits.load_weights(digits.network(), tmp_path / "o.safetensors"))
-    # as above; what another tenth's oracle says differs from this one's by about 3 on average
+    # as above; those of other seeds or other tenths differ by 0.7 to 1.1
     assert np.median(np.abs(remade["score"] - sampled.oracles[2]["score"])) < 0.5
 
 
@@ -324,10 +324,10 @@ def table(method, acc_forget, acc_retain, bytes_delta):
     )
 
 
-def sample_table(*gaps):
-    """What `original` shows of samples: AUC gaps, one a request."""
+def sample_table(method, *gaps):
+    """What a method shows of samples: AUC gaps, one a request."""
     return pd.DataFrame(
-        {"method": "original", "cell": f"s{k}", "request": f"random-{k}", "targets": "[]"}
+        {"method": method, "cell": f"s{k}", "request": f"random-{k}", "targets": "[]"}
         | {"metric": "mia_sample", "value": 0.5 + gap, "oracle_mean": 0.5}
         for k, gap in enumerate(gaps)
     )
@@ -349,13 +349,14 @@ def test_controls_are_caught_by_the_number_that_gives_them_away(control, caught,
     assert (gate.ok, gate.value) == (False, 0.0)
 
 
-@pytest.mark.parametrize(("gaps", "ok"), [((0.0, 0.06, 0.06), True), ((0.01, 0.0, 0.01), False)])
-def test_the_original_is_caught_on_samples_by_its_mean_and_not_cell_by_cell(gaps, ok):
-    frame = pd.concat([table("original", 0.98, 0.97, 0), sample_table(*gaps)])
+@pytest.mark.parametrize("control", ["original", "noise"])
+@pytest.mark.parametrize(("gaps", "ok"), [([0.0, 0.06, 0.06] * 2, True), ([0.02, 0.0, 0.01] * 2, False)])
+def test_controls_are_caught_on_samples_by_their_mean_and_not_cell_by_cell(control, gaps, ok):
+    frame = pd.concat([table(control, 0.98, 0.97, 0), sample_table(control, *gaps)])
     of_classes, of_samples = Digits().gates_after(frame)
     assert (of_classes.ok, of_samples.ok) == (True, ok)
     assert of_samples.value == pytest.approx(np.mean(gaps))
-    assert Digits().gates_after(sample_table(*gaps[:2])) == []  # too few to show anything
+    assert Digits().gates_after(sample_table(control, *gaps[:5])) == []  # too few to show anything
 
 
 def test_a_table_without_controls_has_no_gates_after():
