@@ -34,7 +34,7 @@ class NegGradPlus:
     """None: both papers' .01 (SGD) for classifiers; else 3e-4 (Adam), better than 1e-3 on `identities`."""
     epochs: PositiveInt = 5  # of the retain split; both papers' codes
     batch: PositiveInt = 32
-    retain_batch: PositiveInt = 32  # at 64 and above an epoch has too few steps to forget a digit in
+    retain_batch: PositiveInt = 32  # with this rate and a, 64 is too few steps to forget a digit in
     every: PositiveInt = 5
     weight_decay: NonNegativeFloat = 5e-4  # SCRUB's code
 
