@@ -29,12 +29,12 @@ class NegGradPlus:
         Unlearning Hard and What to Do About It, 2024.
     """
 
-    a: float = 0.95  # the codes have .9999 for thousands of steps; .99 forgets no digit of `digits` in these
+    a: float = 0.95  # copies of SCRUB's code have .9999; in these few steps .99 already forgets no digit
     learning_rate: PositiveFloat | None = None
     """None: both papers' .01 (SGD) for classifiers; else 3e-4 (Adam), better than 1e-3 on `identities`."""
     epochs: PositiveInt = 5  # of the retain split; both papers' codes
     batch: PositiveInt = 32
-    retain_batch: PositiveInt = 32  # at 64 and above an epoch has too few steps to forget a digit in
+    retain_batch: PositiveInt = 32  # with this rate and a, 64 is too few steps to forget a digit in
     every: PositiveInt = 5
     weight_decay: NonNegativeFloat = 5e-4  # SCRUB's code
 

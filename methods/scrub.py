@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 class Scrub:
     """Ascend KL(original, model) over the forget split, then descend gamma L + alpha KL(original, model) over the rest.
 
-    Both in each of the first `max_epochs` epochs, the descent alone in the others.
-    The first ascent starts where KL is 0 and has no slope: only what the descent then moves lets the next one bite.
+    Both in each of the first `max_epochs` epochs, the descent alone in the others. The first ascent starts where KL is 0
+    and has no slope: only what the descent then moves lets the next one bite.
+
     KL is over the answers to the fixed list of candidates, at temperature T: zero-shot names on CLIP, classes else.
 
     References:
         Kurmanji et al., Towards Unbounded Machine Unlearning, 2023: its algorithm 1.
     """
 
-    gamma: NonNegativeFloat = 1.0  # gamma, alpha, T, both numbers of epochs and both sizes: the authors' small-scale code
+    gamma: NonNegativeFloat = 1.0  # gamma, alpha, T and both numbers of epochs: the authors' small-scale code
     alpha: NonNegativeFloat = 0.5
     temperature: PositiveFloat = 4.0
     max_epochs: PositiveInt = 3  # its msteps
