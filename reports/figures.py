@@ -34,8 +34,21 @@ INK, MUTED, FAINT, PAPER = "#1f2430", "#667080", "#9aa0ab", "#fefefe"
 # Okabe and Ito's colours (Color universal design, 2008) less yellow, which is lost on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f5ab8", "#8c5a2b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-FIXED = ("slug", "salun", "ga", "svd", "ft", "gaft", "random_label", "ssd")
-CONTROL_MARKERS = {"original": "s", "oracle": "*", "mask": "P", "noise": "X"}
+FIXED = (
+    "slug",
+    "salun",
+    "ga",
+    "svd",
+    "ft",
+    "gaft",
+    "random_label",
+    "ssd",
+    "neggrad_plus",
+    "l1_sparse",
+    "scrub",
+    "salun_slug",
+)
+CONTROL_MARKERS = {"original": "s", "oracle": "*", "mask": "P", "noise": "X", "random_layer": "d", "shuffled": "h"}
 
 
 class Look(NamedTuple):

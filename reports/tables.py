@@ -21,7 +21,7 @@ from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, po
 from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
 from .tuning import Choice, choices
 
-CONTROLS = ("original", "oracle", "mask", "noise")
+CONTROLS = ("original", "oracle", "mask", "noise", "random_layer", "shuffled")
 """Taken as controls where `run.json` does not name them."""
 BOARD = ["task", "task_params", "device", "threads", "pool", "joint", "samples"]
 INCOMPLETE = "†"

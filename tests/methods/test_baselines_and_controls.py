@@ -13,7 +13,10 @@ from ..toys import toy_trial
 from .toy_clip import Contrast, accuracy, changed, clip_request, pictures, trained
 
 REST = [0, 1, 2, 4, 5, 6, 7]
-METHODS = ["slug", "salun", "ga", "svd", "ft", "original", "mask", "noise", "random_layer"]
+METHODS = [
+    *("slug", "salun", "salun_slug", "random_label", "ga", "gaft", "neggrad_plus", "scrub", "l1_sparse", "ssd", "svd", "ft"),
+    *("original", "mask", "noise", "random_layer", "shuffled"),
+]
 
 
 def losses(model):
