@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -265,6 +265,8 @@ class Inputs:
         self.reference = reference
         self.right: set[str] = set()
         """Bare parameters, applied as x @ W."""
+        self._text: torch.Tensor | None = None
+        """The texts of the batch that is run."""
 
     def grams(self, run: Callable[[Batch], object], batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
         """name -> sum over samples of X^T X, (d, d) float64, or (groups, d, d) for a grouped convolution.
@@ -276,10 +278,14 @@ class Inputs:
         import torch
 
         totals: dict[str, torch.Tensor] = {}
+        watch = self._watch(totals)
         for batch in batches:
-            with torch.no_grad(), self._watching(totals, batch):
+            self._text = batch.get("text")
+            with torch.no_grad(), watch:
                 run(batch)
-        return {name: total.triu() + total.triu(1).mT for name, total in totals.items()}
+        # emptied, as the watch is a cycle of references, which would keep all it can see until garbage is collected
+        sums = ((name, totals.pop(name)) for name in list(totals))
+        return {name: total.triu() + total.triu(1).mT for name, total in sums}
 
     def matrix(self, name: str, gram: torch.Tensor) -> torch.Tensor:
         """A weight as the matrix that is multiplied with inputs, W x: (out, d), or (groups, out / groups, d)."""
@@ -293,8 +299,8 @@ class Inputs:
             weight = self.model.get_parameter(name).data
             weight.copy_(matrix.T if name in self.right else matrix.reshape(weight.shape))
 
-    @contextmanager
-    def _watching(self, totals: dict[str, torch.Tensor], batch: Batch) -> Iterator[None]:
+    def _watch(self, totals: dict[str, torch.Tensor]) -> AbstractContextManager[Any]:
+        """Inside it, what goes into the weights is added to `totals`, whose lower triangles mean nothing."""
         import torch
         from torch.nn import functional as F
         from torch.overrides import TorchFunctionMode
@@ -304,8 +310,8 @@ class Inputs:
             name = self.name_of.get(id(weight))
             if name is None:
                 return
-            if name in self.text and rows.shape[:2] == batch["text"].shape:
-                rows = rows[_before_end(batch["text"])]
+            if name in self.text and self._text is not None and rows.shape[:2] == self._text.shape:
+                rows = rows[_before_end(self._text)]
             rows = rows if weight.ndim == 4 else rows.reshape(-1, rows.shape[-1])
             if capped and self.reference and rows.shape[-2] > CAP:
                 drawn = torch.randperm(rows.shape[-2], generator=self.reference)[:CAP]
@@ -360,8 +366,7 @@ class Inputs:
                     watched[func](output, *args, **kwargs)
                 return output
 
-        with Watch():
-            yield
+        return Watch()
 
 
 def accumulate(total: torch.Tensor, rows: torch.Tensor) -> None:

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -281,7 +283,7 @@ def test_watching_changes_no_answer():
     inputs = Inputs(model, [name for name, _ in model.named_parameters()])
     with torch.no_grad():
         plain = model(x)
-        with inputs._watching({}, {"image": x}):
+        with inputs._watch({}):
             watched = model(x)
     torch.testing.assert_close(watched, plain, rtol=1e-4, atol=1e-5)
 
@@ -552,7 +554,7 @@ class Allocated(TorchDispatchMode):
         return found
 
 
-def test_memory_does_not_grow_with_the_samples():
+def test_the_largest_tensor_does_not_grow_with_the_samples():
     """Of a convolution whose 288-dimensional patches, all together, would be 150 MB for the larger set."""
     conv, largest = torch.nn.Conv2d(32, 4, 3, padding=1), []
     inputs = Inputs(conv, ["weight"])
@@ -562,3 +564,28 @@ def test_memory_does_not_grow_with_the_samples():
             inputs.grams(lambda batch: conv(batch["image"]), batches)
         largest.append(allocated.largest)
     assert largest[0] == largest[1] < 10e6
+
+
+@pytest.fixture
+def no_garbage_collection():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_batches_are_let_go_at_once(no_garbage_collection):
+    """Without waiting for the collector, which knows nothing of the size of tensors."""
+    linear, seen, alive = torch.nn.Linear(8, 4), [], []
+
+    def batches():
+        for i in range(6):
+            alive.append(sum(reference() is not None for reference in seen))
+            image = draw(5, 8, seed=i).float()
+            seen.append(weakref.ref(image))
+            yield {"image": image}
+            del image
+
+    Inputs(linear, ["weight"]).grams(lambda batch: linear(batch["image"]), batches())
+    assert alive == [0, 1, 1, 1, 1, 1]  # the loop's own variable
+    assert not any(reference() is not None for reference in seen)
