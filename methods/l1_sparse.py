@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 @method("l1_sparse")
 @dataclass(frozen=True)
 class L1Sparse:
-    """Descend L(retain batch) + alpha_t ||theta||_1 over all parameters, alpha_t = alpha (1 - epoch / epochs).
+    """Descend L(retain batch) + alpha_t ||theta||_1 over all parameters, alpha_t = alpha (1 - t / steps).
 
     Nothing is pruned: the penalty alone makes weights small.
 
     References:
-        Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023: l1-sparse, the linearly decreasing scheduler.
+        Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023: l1-sparse, the linearly decreasing scheduler
+        (its code lowers alpha once an epoch).
     """
 
     alpha: PositiveFloat = 1e-4  # unpublished; the top of an independent grid of 1e-6 to 1e-4
@@ -45,20 +46,19 @@ class L1Sparse:
     def __call__(self, request: Request) -> Model:
         """The model after the epoch that validation prefers."""
         model, objective, generator = request.model, request.objective, generator_of(request)
+        epoch = math.ceil(len(request.retain) / self.batch)
+        steps = min(self.epochs * epoch, request.budget.max_steps)
 
         def losses(allowance: Allowance) -> Iterator[torch.Tensor]:
-            for epoch in range(self.epochs):
-                alpha = self.alpha * (1 - epoch / self.epochs)
-                for batch in allowance.batches(request.retain, self.batch, generator):
-                    yield objective.loss(model, batch) + alpha * l1_norm(model)
+            for step, batch in enumerate(allowance.forever(request.retain, self.batch, generator)):
+                yield objective.loss(model, batch) + self.alpha * (1 - step / steps) * l1_norm(model)
 
-        epoch = math.ceil(len(request.retain) / self.batch)
         return fine_tune(
             request,
             losses,
             learning_rate=self.learning_rate or (1e-1 if objective.kind == "classifier" else 1e-3),
-            steps=self.epochs * epoch,
-            every=epoch,
+            steps=steps,
+            every=min(epoch, 8),
             stop=False,
             weight_decay=self.weight_decay,
         )

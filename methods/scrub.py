@@ -41,7 +41,8 @@ class Scrub:
     """None: 2e-3 (SGD) for classifiers, between the authors' 5e-4, which forgets no digit of `digits`, and the 5e-3 of Zhao
     et al. (What Makes Unlearning Hard and What to Do About It, 2024); else 1e-3 (Adam)."""
     batch: PositiveInt = 16
-    retain_batch: PositiveInt = 64  # there 32: 325 steps on `identities`, for one of 64 people
+    retain_batch: PositiveInt | None = None
+    """None: 64 for classifiers, else 128, since small CLIPs have few steps for five epochs; the authors' 32."""
     every: PositiveInt = 5
     weight_decay: NonNegativeFloat = 5e-4  # the authors' code; its drops of the learning rate late on are left out
 
@@ -56,6 +57,7 @@ class Scrub:
         """The model at the step that validation prefers."""
         model, objective, generator = request.model, request.objective, generator_of(request)
         original = copy.deepcopy(model)
+        retain_batch = self.retain_batch or (64 if objective.kind == "classifier" else 128)
 
         def distance(batch: Batch) -> torch.Tensor:
             import torch
@@ -69,10 +71,10 @@ class Scrub:
                 if epoch < self.max_epochs:
                     for batch in allowance.batches(request.forget, self.batch, generator):
                         yield -distance(batch)
-                for batch in allowance.batches(request.retain, self.retain_batch, generator):
+                for batch in allowance.batches(request.retain, retain_batch, generator):
                     yield self.gamma * objective.loss(model, batch) + self.alpha * distance(batch)
 
-        forget, retain = len(request.forget) / self.batch, len(request.retain) / self.retain_batch
+        forget, retain = len(request.forget) / self.batch, len(request.retain) / retain_batch
         return fine_tune(
             request,
             losses,
