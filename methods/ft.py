@@ -35,8 +35,8 @@ class FineTuning:
     weight_decay: NonNegativeFloat = 5e-4  # SalUn's and Deep Unlearning's code
 
     space: ClassVar[Mapping[str, tuple]] = {
-        "learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-        "batch": (32, 64, 128),
+        "learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        "batch": (16, 32, 64, 128),
     }
 
     def __call__(self, request: Request) -> Model:

@@ -39,7 +39,7 @@ class GradientAscent:
     weight_decay: NonNegativeFloat = 5e-4  # SalUn's and Deep Unlearning's code
 
     space: ClassVar[Mapping[str, tuple]] = {
-        "learning_rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "learning_rate": (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "batch": (8, 16, 32),
     }
 

@@ -62,7 +62,12 @@ class DeepUnlearning:
     reference: bool = False
     score: Literal["rule", "authors"] = "rule"  # theirs is acc_r (1 - acc_f), which they take on test data
 
-    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {"samples": (300, 900, 3000), "both": (False, True)}
+    space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "samples": (100, 300, 900, 3000),
+        "both": (False, True),
+        "score": ("rule", "authors"),
+        "reference": (False, True),
+    }
 
     def skips(self, request: Request) -> str | None:
         """A sentence where what is to be forgotten is no class: the paper has no answer for samples drawn at random."""
