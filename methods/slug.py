@@ -356,6 +356,9 @@ def lowest_forget(request: Request, new: Scores, old: Scores | None) -> bool:
 
 EXCLUDED = ("bias", "logit_scale", "position", "embedding")
 """Parameters with one of these in their name are no layers (authors' code, CLIP); weights of norms are."""
+EPSILON = 1e-6
+"""Least norm that a cosine is divided by (authors' code)."""
+PIECE = 2**16
 NORMS = ("norm", "ln_")
 """Left out besides by the authors' Hugging Face path."""
 
@@ -402,19 +405,31 @@ def layer_scores(
         Columns layer, tower, importance, alignment, forget_norm, param_norm; one row a layer.
     """
     import pandas as pd
-    from torch.nn.functional import cosine_similarity
 
     tower_of = {name: tower for tower, names in (towers or {}).items() for name in names}
     rows = []
     for name, weight in params.items():
-        forget, retain = forget_grads[name].double().flatten(), retain_grads[name].double().flatten()
-        forget_norm, param_norm = forget.norm().item(), weight.double().norm().item()
+        forget, retain = forget_grads[name], retain_grads[name]
+        forget_norm, retain_norm, param_norm = (math.sqrt(inner_product(x, x)) for x in (forget, retain, weight))
         if weight.ndim == 0 or forget_norm == 0 or param_norm == 0:  # without either there is no relative step
             continue
-        cosine = cosine_similarity(forget, retain, dim=0, eps=1e-6).item()
+        cosine = inner_product(forget, retain) / (max(forget_norm, EPSILON) * max(retain_norm, EPSILON))
         tower = tower_of.get(name) or ("vision" if name.startswith("visual.") else "text")
         rows.append((name, tower, forget_norm / param_norm, cosine if signed else abs(cosine), forget_norm, param_norm))
     return pd.DataFrame(rows, columns=["layer", "tower", "importance", "alignment", "forget_norm", "param_norm"])
+
+
+def inner_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Sum of the products of two tensors' entries.
+
+    In float32 over pieces short enough to lose nothing that matters, in float64 over the pieces: a tenth of the time
+    that float64 takes throughout, which at ViT-B/32 was a third of a pass over twelve samples.
+    """
+    import torch
+
+    kind = torch.promote_types(a.dtype, torch.float32)  # half precision would overflow
+    pieces = zip(*(tensor.flatten().to(kind).split(PIECE) for tensor in (a, b)), strict=True)
+    return torch.stack([torch.dot(x, y) for x, y in pieces]).double().sum().item()
 
 
 def pareto_front(importance: Sequence[float], alignment: Sequence[float]) -> list[int]:

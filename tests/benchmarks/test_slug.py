@@ -12,7 +12,7 @@ from slugbench.methods.slug import Concept, Edit, Search, Slug, edited, is_layer
 from .trials import big_request, embedded_request, interleaved, seconds
 
 REQUESTS = {"vit_b_32": big_request, "embedded": embedded_request}
-LOGICAL = {"vit_b_32": 4, "embedded": 128}
+LOGICAL = {"vit_b_32": 8, "embedded": 128}
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from slugbench.bench import Budget, Request, Scores, TensorSplit, Validation
 from ..methods.toy_clip import Contrast
 
 NAMES = 8
-BATCH = 4
+BATCH = 8
 """Pictures that run at a time."""
 
 
@@ -80,7 +80,7 @@ def _big_data(forget, retain, kept_forget, kept_retain):
     return train, rest, Validation(*(_split(image, _own_answers(model, image)) for image in images))
 
 
-def big_request(*, forget=4, retain=8, kept_forget=4, kept_retain=92):
+def big_request(*, forget=8, retain=16, kept_forget=4, kept_retain=92):
     """Of ViT-B/32; validation labels are the model's own answers."""
     train, rest, kept = _big_data(forget, retain, kept_forget, kept_retain)
     return Request(

@@ -18,6 +18,7 @@ from slugbench.methods.slug import (
     edited,
     fronts,
     full_batches,
+    inner_product,
     is_layer,
     layer_scores,
     layers_by_tower,
@@ -266,6 +267,15 @@ def test_scores_do_not_change_with_the_scale_of_the_gradients():
     scaled = layer_scores(params, {n: 1e-3 * g for n, g in forget.items()}, {n: 50 * g for n, g in retain.items()})
     assert scaled["alignment"].tolist() == pytest.approx(scores["alignment"].tolist(), rel=1e-4)
     assert fronts(scaled) == fronts(scores)
+
+
+def test_inner_products_of_large_tensors_are_exact_enough():
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 700, 1000, generator=draw)
+    a += 100  # a large mean, where float32 sums drift
+    assert inner_product(a, b) == pytest.approx((a.double() * b.double()).sum().item(), rel=1e-4, abs=1)
+    assert inner_product(a, a) == pytest.approx(a.double().square().sum().item(), rel=1e-6)
+    assert inner_product(torch.tensor(3.0), torch.tensor(4.0)) == 12
 
 
 def test_alignment_keeps_its_sign_where_asked():
