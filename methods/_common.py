@@ -69,7 +69,8 @@ class Allowance:
             for batch in split.batches(512):
                 logits_BC = self.request.objective.logits(model, batch)
                 true_B1 = logits_BC.gather(1, batch["label"][:, None])
-                hits += int(((logits_BC >= true_B1).sum(1) <= top).sum())  # a tie is no answer, and neither is NaN
+                first = (logits_BC >= true_B1).sum(1) <= top  # a tie is no answer
+                hits += int((first & logits_BC.isfinite().all(1)).sum())  # and neither is NaN, which compares as false
         return hits / len(split)
 
 
@@ -240,6 +241,7 @@ def _descend(
         )
         optimizer = _optimizer(request, parameters.values(), learning_rate, weight_decay)
         model.train()
+        looked = True
         for step, loss in enumerate(losses, 1):
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
@@ -250,15 +252,24 @@ def _descend(
             for parameter, mask, value in frozen:  # weight decay and momentum must not move what is masked either
                 torch.where(mask, parameter.data, value, out=parameter.data)
             request.progress("apply", step)
-            if step % every == 0:
-                model.eval()
-                scores = best.look(allowance)
-                if best.prefers(scores):
-                    best.offer(scores, snapshot(model))
+            looked = step % every == 0
+            if looked:
+                scores = _look(best, allowance)
                 if (stop and request.reached(scores)) or allowance.evals < 2:
                     break
                 model.train()
+        if not looked and allowance.evals >= 2:  # what was trained since the last look
+            _look(best, allowance)
     model.eval()
+
+
+def _look(best: Best[dict[str, torch.Tensor]], allowance: Allowance) -> Scores:
+    """Validate the model being trained, and keep its weights if the rule prefers them."""
+    model = best.request.model.eval()
+    scores = best.look(allowance)
+    if best.prefers(scores):
+        best.offer(scores, snapshot(model))
+    return scores
 
 
 def _optimizer(

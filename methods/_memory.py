@@ -32,13 +32,14 @@ class Kept(NamedTuple):
 class Memory:
     """What the blocks of a model gave; made by `remembering`."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, model: Model, limit: int) -> None:
+        self.model, self.limit = model, limit
         self.kept: dict[tuple[str, Any], list[Kept]] = defaultdict(list)
         self.known: set[int] = set()
         """Where the tensors counted against the limit lie; they are kept, so no other can come to lie there."""
         self.learning = False
-        self.edited: tuple[str, ...] = ()
+        self.edited: set[str] = set()
+        """Blocks that hold what may be edited."""
 
     @contextmanager
     def learn(self) -> Iterator[None]:
@@ -52,17 +53,20 @@ class Memory:
     @contextmanager
     def without(self, *layers: str) -> Iterator[None]:
         """Inside, the model may be edited in these tensors: blocks that hold one of them compute."""
-        self.edited = layers
+        weights = {id(self.model.get_parameter(layer)) for layer in layers}  # by identity: weights may be tied
+        self.edited = {
+            name for name, block in self.model.named_modules() if any(id(p) in weights for p in block.parameters())
+        }
         try:
             yield
         finally:
-            self.edited = ()
+            self.edited = set()
 
     def call(self, name: str, module: Model, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block's output: kept, or computed."""
         import torch
 
-        if torch.is_grad_enabled() or any(layer.startswith(f"{name}.") for layer in self.edited):
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or name in self.edited:
             return forward(*args, **kwargs)
         given = (*args, *(kwargs[key] for key in sorted(kwargs)))
         shapes = tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else None for x in given)
@@ -94,7 +98,7 @@ def remembering(model: Model, *, limit: int = LIMIT) -> Iterator[Memory]:
 
     Blocks are the modules outside of any numbered one, and the numbered ones: towers, their layers, but nothing in them.
     """
-    memory, wrapped = Memory(limit), []
+    memory, wrapped = Memory(model, limit), []
     for name, module in model.named_modules():
         if name and not any(part.isdigit() for part in name.split(".")[:-1]) and "forward" not in vars(module):
             module.forward = _remembered(memory, name, module)

@@ -188,6 +188,8 @@ class Slug:
         """Give each concept the layers to be searched and their forget gradients; all others are dropped again."""
         if self.towers_in_turn and not isinstance(request.objective, TwoTowers):
             raise UsageError(f"towers_in_turn=true needs a model of two towers, and this is a {request.objective.kind}.")
+        if self.towers_in_turn and allowance.reads < (needed := 2 * (len(request.forget) + len(request.retain))):
+            raise UsageError(f"towers_in_turn=true reads {needed} samples; the budget allows {allowance.reads}.")
         generator = generator_of(request)
         order, retained = generator.get_state(), Concept(None, request.retain)
         for turn in [[tower] for tower in towers] if self.towers_in_turn else [list(towers)]:
@@ -198,6 +200,8 @@ class Slug:
                 params = {name: request.model.get_parameter(name).detach() for name in forget}
                 scores = layer_scores(params, forget, retain, towers, signed=self.signed)
                 concept.gradients |= {layer: forget[layer] for layer in choose(scores)}
+                del forget, params  # a set of gradients each, which the next one's must not stand beside
+            del retain
         for concept in concepts if self.towers_in_turn else ():
             concept.gradients = most_important_first(request.model, concept.gradients)
 
@@ -253,7 +257,8 @@ def full_batches(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     for batch in batches:
         first = first or batch
         missing = -len(batch["index"]) % size
-        yield {name: torch.cat([column, first[name][:missing]]) for name, column in batch.items()} if missing else batch
+        rows = torch.arange(missing) % len(first["index"])
+        yield {name: torch.cat([column, first[name][rows]]) for name, column in batch.items()} if missing else batch
 
 
 class Spent(Exception):
@@ -308,7 +313,8 @@ class Search:
                     self.best.offer(seen[step], edit)
                 return self._steering(seen[step])
 
-        rho = (self.request.model.get_parameter(layer).detach().norm() / gradient.norm()).item()
+        weight = self.request.model.get_parameter(layer).detach()
+        rho = math.sqrt(inner_product(weight, weight) / inner_product(gradient, gradient))
         try:
             step, trace = search_step(evaluate, rho, steps=self.slug.steps)
         except Spent:  # what was tried is better than nothing
@@ -335,7 +341,8 @@ class Search:
 
     def _steering(self, scores: Scores) -> float:
         """What the step search brings down to 0."""
-        if self.slug.stop == "rule" and self.slug.variant != "openclip":
+        ruled = self.slug.stop == "rule" and self.slug.variant != "openclip"
+        if ruled or not self.request.targets:  # samples are to be answered as if never seen, which is not never
             return scores.forget - self.request.goal - scores.forget_se
         split = self.request.validation.forget
         split = split if self.concept.target is None else split.of(self.concept.target)
@@ -411,6 +418,8 @@ def layer_scores(
     for name, weight in params.items():
         forget, retain = forget_grads[name], retain_grads[name]
         forget_norm, retain_norm, param_norm = (math.sqrt(inner_product(x, x)) for x in (forget, retain, weight))
+        if not math.isfinite(forget_norm + retain_norm):
+            raise ValueError(f"a gradient of {name} is not a finite number, so layers cannot be compared.")
         if weight.ndim == 0 or forget_norm == 0 or param_norm == 0:  # without either there is no relative step
             continue
         cosine = inner_product(forget, retain) / (max(forget_norm, EPSILON) * max(retain_norm, EPSILON))
@@ -429,7 +438,10 @@ def inner_product(a: torch.Tensor, b: torch.Tensor) -> float:
 
     kind = torch.promote_types(a.dtype, torch.float32)  # half precision would overflow
     pieces = zip(*(tensor.flatten().to(kind).split(PIECE) for tensor in (a, b)), strict=True)
-    return torch.stack([torch.dot(x, y) for x, y in pieces]).double().sum().item()
+    total = torch.stack([torch.dot(x, y) for x, y in pieces]).double().sum().item()
+    if total == 0 or not math.isfinite(total):  # or too small, or too large, for a square in float32
+        total = torch.dot(a.double().flatten(), b.double().flatten()).item()
+    return total
 
 
 def pareto_front(importance: Sequence[float], alignment: Sequence[float]) -> list[int]:
@@ -510,10 +522,11 @@ def hf_edits(
         front = scores.iloc[pareto_front(scores["importance"].tolist(), scores["alignment"].tolist())]
         layer = deepest(front.sort_values("alignment", ascending=False)["layer"].tolist(), names)
         edits = [Edit(name, 0.0, -forget[name]) for name in whole_layer(layer, names)]  # minus: the faulty sign
-        rho = (request.model.get_parameter(layer).detach().norm() / forget[layer].norm()).item()
+        weight = request.model.get_parameter(layer).detach()
+        rho = math.sqrt(inner_product(weight, weight) / inner_product(forget[layer], forget[layer]))
         request.progress("search")
         step = search_step_uncanvas(partial(_tried, request, allowance, concept, edits), rho, retained=original)
-        found += [edit._replace(step=step) for edit in edits]
+        found += [] if step is None else [edit._replace(step=step) for edit in edits]
         request.progress("prepare")
     return found
 
@@ -600,7 +613,7 @@ def whole_layer(layer: str, names: Sequence[str]) -> list[str]:
 
 def search_step_uncanvas(
     evaluate: Callable[[float], tuple[float, float] | None], rho: float, *, retained: float, steps: int = 11
-) -> float:
+) -> float | None:
     """The step search of the authors' UnlearnCanvas script, from 0.4 rho, never above 4 rho.
 
     Args:
@@ -610,13 +623,15 @@ def search_step_uncanvas(
         steps: evaluations at most.
 
     Returns:
-        The step evaluated last, be it good or not: what is then in the pipeline.
+        The step evaluated last, be it good or not: what is then in the pipeline. None if there was no evaluation.
     """
     step, low, high = 0.4 * rho, 0.0, 4 * rho
+    tried: float | None = None
     for _ in range(steps):
-        tried, found = step, evaluate(step)
+        found = evaluate(step)
         if found is None:
             return tried
+        tried = step
         forget, retain = found
         if forget == 0 and retain < retained:
             high = step

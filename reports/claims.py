@@ -7,6 +7,7 @@ they say of methods is so of them on this suite, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,48 +113,66 @@ def verdicts(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], claims: Seq
     """One row a claim and parameter setting of its left method for which the table has the cells.
 
     Columns source, says, requests (joint or single), metric, left, right, difference, low, high, n_requests,
-    n_base_seeds, verdict.
+    n_base_seeds, n_missing (of their product), verdict.
     """
     rows = tables.labelled(frame, tables.control_names(runs), choices(runs))
     classifiers = set(rows[rows["metric"] == "acc_forget"]["task"])
     rows = rows[rows["metric"].notna() & (rows["pool"] == "test") & ~rows["task"].isin(classifiers)]
     rows = pd.concat([rows, _gaps(rows), _times(rows)], ignore_index=True)
     columns = ["source", "says", "requests", "metric", "left", "right", "difference", "low", "high"]
-    columns += ["n_requests", "n_base_seeds", "verdict"]
+    columns += ["n_requests", "n_base_seeds", "n_missing", "verdict"]
     return pd.DataFrame([line for claim in claims for line in _lines(claim, rows)], columns=columns)
+
+
+SAME = ["task", "task_params", "device", "threads"]
+"""What both sides of a difference must share."""
 
 
 def _lines(claim: Claim, rows: pd.DataFrame) -> list[tuple[Any, ...]]:
     part = rows[(rows["metric"] == claim.metric) & (rows["joint"] == claim.joint)]
     found = []
-    for (task, label), mine in part[part["method"] == claim.left].groupby(["task", "label"], sort=True):
-        for other, grid in _others(claim, part[part["task"] == task], mine, str(label)):
-            both = by_request(mine)
-            difference = (both - grid.reindex_like(both)).dropna() if grid is not None else both.dropna()
-            if len(difference):
-                found.append(_line(claim, str(label), other, difference))
-    return found
+    for _, alike in part.groupby(SAME, sort=True):
+        for setting in ("default", "tuned") if (alike["tuned"] | alike["kept"]).any() else ("default",):
+            mine = _in_setting(alike[alike["method"] == claim.left], setting)
+            for label, one in mine.groupby("label", sort=True):
+                for other, grid in _others(claim, alike, one, str(label), setting):
+                    found.append(_line(claim, f"{label}", other, by_request(one), grid))
+    return list(dict.fromkeys(found))  # a pair that tuning left as it was has one line
 
 
-def _others(claim: Claim, part: pd.DataFrame, mine: pd.DataFrame, label: str) -> list[tuple[str, pd.DataFrame | None]]:
-    """What a method is compared with: nothing, its own oracles, or another method at the same kind of parameters."""
+def _in_setting(part: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """A method's rows with its defaults or as tuned; defaults that tuning kept are both, and so is what has no tuning."""
+    chosen = part[part["tuned"] | part["kept"]] if setting == "tuned" else part[~part["tuned"]]
+    return chosen if len(chosen) else part
+
+
+def _others(
+    claim: Claim, part: pd.DataFrame, mine: pd.DataFrame, label: str, setting: str
+) -> list[tuple[str, pd.DataFrame | None]]:
+    """What a method is compared with: nothing, its own oracles, or another method in the same setting."""
     if not claim.right:
         return [("", None)]
     if claim.right == "oracle":
         return [("oracle", by_request(mine.assign(value=mine["oracle_mean"])))]
-    theirs = {str(name): group for name, group in part[part["method"] == claim.right].groupby("label", sort=True)}
+    right = _in_setting(part[part["method"] == claim.right], setting)
+    theirs = {str(name): group for name, group in right.groupby("label", sort=True)}
     like = [name for name in theirs if name.removeprefix(claim.right) == label.removeprefix(claim.left)]
-    return [(name, by_request(theirs[name])) for name in like or list(theirs)[:1]]
+    return [(name, by_request(theirs[name])) for name in like or list(theirs)]
 
 
-def _line(claim: Claim, left: str, right: str, difference_RB: pd.DataFrame) -> tuple[Any, ...]:
-    low, high = interval(difference_RB.to_numpy()) if len(difference_RB) >= MIN_REQUESTS else (np.nan, np.nan)
+def _line(claim: Claim, left: str, right: str, mine: pd.DataFrame, theirs: pd.DataFrame | None) -> tuple[Any, ...]:
+    both = mine if theirs is None else mine - theirs.reindex_like(mine)
+    if theirs is not None:  # what only the other side has is missing here
+        both = both.reindex(index=both.index.union(theirs.index), columns=both.columns.union(theirs.columns))
+    n_missing, known = int(both.isna().to_numpy().sum()), both.dropna()
+    whole = not n_missing and len(known) >= MIN_REQUESTS
+    low, high = interval(known.to_numpy()) if whole else (math.nan, math.nan)  # which compare as false
     inside = high < claim.margin if claim.side == "below" else low > claim.margin
     outside = low > claim.margin if claim.side == "below" else high < claim.margin
     verdict = "holds" if inside else "does not hold" if outside else "not resolved"
     return (
         claim.source, claim.says, "joint" if claim.joint else "single", claim.metric, left, right,
-        float(difference_RB.to_numpy().mean()), low, high, *difference_RB.shape, verdict,
+        float(known.to_numpy().mean()) if known.size else math.nan, low, high, *both.shape, n_missing, verdict,
     )  # fmt: skip
 
 
@@ -180,7 +199,9 @@ def document(found: pd.DataFrame, frame: pd.DataFrame, runs: Sequence[Mapping[st
         f"# What holds of the papers' claims on the suite {escaped(facts.suites(frame, runs))}",
         "Each claim as a difference between two methods (or a method and the oracles, or the original) on the same requests "
         "and base models, with the 95 % interval over requests and base models. `holds`: the whole interval lies on the "
-        "claim's side; `does not hold`: on the other side; `not resolved`: it says neither. Times are ratios.",
+        "claim's side; `does not hold`: on the other side; `not resolved`: it says neither, there are too few requests for "
+        f"an interval, or cells are missing. These are {len(found)} intervals of 95 % each, not corrected for their number. "
+        "Times are ratios of seconds, search included, measured as the table's column `concurrent` says.",
     ]
     for source, part in found.groupby("source", sort=False):
         parts += [f"## {escaped(str(source))}", table(_shown(part))]
@@ -210,4 +231,8 @@ def _numbers(row: Mapping[Any, Any]) -> str:
     if row["metric"] == TIMES:
         values = [float(np.exp(value)) for value in values]
     value, low, high = (number(value) for value in values)
-    return f"{value} ({low} to {high})" if not np.isnan(row["low"]) else f"{value} (too few requests for an interval)"
+    if not np.isnan(values[1]):
+        return f"{value} ({low} to {high})"
+    return (
+        f"{value} ({row['n_missing']} cells missing)" if row["n_missing"] else f"{value} (too few requests for an interval)"
+    )

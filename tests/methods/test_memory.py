@@ -80,3 +80,17 @@ def test_no_more_is_kept_than_allowed_and_gradients_pass():
         Contrast().loss(model, batch).backward()
     assert model.visual.conv1.weight.grad.abs().sum() > 0
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_weight_that_two_blocks_share_is_edited_in_both():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    image, edit = torch.ones(1, 2), Edit("0.weight", 1.0, torch.ones(2, 2))
+    with torch.no_grad(), remembering(model) as memory:
+        with memory.learn():
+            model(image)
+        with memory.without("0.weight"), edited(model, [edit]):
+            found = model[1](model[0](image))
+            expected = torch.nn.functional.linear(image, model[0].weight, model[0].bias) @ model[1].weight.T + model[1].bias
+            torch.testing.assert_close(found, expected)
+            assert memory.edited >= {"0", "1"}

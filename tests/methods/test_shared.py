@@ -97,6 +97,27 @@ def test_fine_tuning_keeps_to_the_steps_of_the_budget():
     assert allowance.steps == 0
 
 
+def test_an_answer_that_is_no_number_is_no_hit():
+    request = clip_request()
+    request.model.visual.proj.data.fill_(math.nan)
+    allowance = Allowance(request)
+    assert allowance.accuracy(request.model, request.validation.forget, top=5) == 0
+    assert allowance.accuracy(trained(), request.validation.forget) == accuracy(trained(), request.validation.forget)
+    assert request.budget.max_evals - allowance.evals == 2
+
+
+def test_what_was_trained_since_the_last_look_is_looked_at_too():
+    request = clip_request()
+
+    def losses(allowance):
+        for batch in allowance.forever(request.forget, 8, torch.Generator()):
+            yield -request.objective.forget_loss(request.model, batch)
+
+    fine_tune(request, losses, learning_rate=1e-3, steps=7, every=100, stop=False)
+    assert request.validate.meter.counts["evals"] >= 1
+    assert not torch.equal(request.model.visual.proj, trained().visual.proj)
+
+
 def test_a_snapshot_is_a_copy():
     model = clip_request().model
     before = snapshot(model)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slugbench.bench import UsageError
 from slugbench.methods._common import mean_gradients
 from slugbench.methods.slug import (
     Edit,
@@ -174,6 +175,7 @@ def test_gradients_are_those_of_a_plain_loop_over_logical_batches():
 def test_the_openclip_variant_fills_the_last_batch_up():
     batches = [{"index": torch.arange(4)}, {"index": torch.arange(4, 6)}]
     assert [b["index"].tolist() for b in full_batches(batches, 4)] == [[0, 1, 2, 3], [4, 5, 0, 1]]
+    assert [b["index"].tolist() for b in full_batches(batches[1:], 8)] == [[4, 5, 4, 5, 4, 5, 4, 5]]
 
 
 def test_running_sums_weigh_the_first_batch_most_and_leak():
@@ -267,6 +269,25 @@ def test_scores_do_not_change_with_the_scale_of_the_gradients():
     scaled = layer_scores(params, {n: 1e-3 * g for n, g in forget.items()}, {n: 50 * g for n, g in retain.items()})
     assert scaled["alignment"].tolist() == pytest.approx(scores["alignment"].tolist(), rel=1e-4)
     assert fronts(scaled) == fronts(scores)
+
+
+def test_tiny_gradients_are_not_taken_for_none_and_bad_ones_are_named():
+    tiny = torch.full((3,), 1e-24)
+    assert inner_product(tiny, tiny) == pytest.approx(3e-48)
+    one = {"a": torch.ones(3)}
+    assert layer_scores(one, {"a": tiny}, one)["importance"].item() == pytest.approx(1e-24)
+    with pytest.raises(ValueError, match="a gradient of a is not a finite number"):
+        layer_scores(one, {"a": torch.tensor([1.0, math.nan, 0.0])}, one)
+
+
+def test_turns_are_refused_where_the_budget_has_no_second_reading():
+    with pytest.raises(UsageError, match="reads 384 samples; the budget allows 200"):
+        Slug(towers_in_turn=True)(clip_request(max_reads=200))
+
+
+def test_the_uncanvas_search_without_an_evaluation_edits_nothing():
+    assert search_step_uncanvas(lambda step: None, 1.0, retained=0.9) is None
+    assert changed(Slug(variant="hf")(clip_request(max_evals=1))) == []
 
 
 def test_inner_products_of_large_tensors_are_exact_enough():

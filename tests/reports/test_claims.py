@@ -55,6 +55,39 @@ def test_few_requests_resolve_nothing():
     assert found["verdict"].tolist() == ["not resolved"] and np.isnan(found["low"].item())
 
 
+def test_a_missing_cell_on_either_side_resolves_nothing():
+    frame = run_of({"slug": 0.9, "ga": 0.1})
+    for method in ("slug", "ga"):
+        part = frame[(frame["method"] != method) | (frame["request"] != "r3") | (frame["base_seed"] != 1)]
+        found = verdicts(part, RUN, [claim("above")])
+        assert found["verdict"].tolist() == ["not resolved"] and found["n_missing"].tolist() == [1]
+
+
+def tuned_run():
+    """SLUG, whose tuned batch is 16, and GA, whose tuning kept the defaults; and what run.json says of it."""
+    default, tuned = run_of({"slug": 0.8, "ga": 0.7}, spread=0), run_of({"slug": 0.9}, spread=0)
+    frame = pd.concat([default.assign(method_params='{"batch": 8}'), tuned.assign(method_params='{"batch": 16}')])
+    frame["cell"] += frame["method_params"]
+    return frame.reset_index(drop=True)
+
+
+def test_tuning_that_kept_the_defaults_is_compared_with_tuned_and_default_alike(monkeypatch):
+    from slugbench.reports import claims
+
+    def marked(frame, controls, tuned=()):
+        rows = labelled(frame, controls)
+        chosen = (rows["method"] == "slug") & (rows["method_params"] == '{"batch": 16}')
+        rows = rows.assign(tuned=chosen, kept=rows["method"] == "ga")
+        return rows.assign(label=rows["method"] + np.where(chosen, " (tuned)", ""))
+
+    labelled = claims.tables.labelled
+    monkeypatch.setattr(claims.tables, "labelled", marked)
+    found = verdicts(tuned_run(), RUN, [claim("above"), claim("below", left="ga", right="slug")])
+    assert list(zip(found["left"], found["right"], strict=True)) == [
+        ("slug", "ga"), ("slug (tuned)", "ga"), ("ga", "slug"), ("ga", "slug (tuned)"),
+    ]  # fmt: skip
+
+
 def test_a_claim_about_methods_that_did_not_run_is_left_out():
     assert verdicts(run_of({"slug": 0.8}), RUN, [claim("above")]).empty
 
