@@ -25,9 +25,9 @@ from typing import Any, Literal, NamedTuple
 import psutil
 
 POLL_SECONDS = 0.2
+"""How often time and memory are looked at: a cell may overshoot its limits by what happens in between."""
 GROWTH = 1.02
 """PSS is read where the resident set has grown by this since: reading it takes 23 ms of a core, the resident set 0.01."""
-"""How often time and memory are looked at: a cell may overshoot its limits by what happens in between."""
 
 _START = threading.Lock()  # multiprocessing's own bookkeeping of children is not safe across threads
 _STOP = threading.Event()

@@ -75,9 +75,7 @@ class Noise:
             drawn = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype).to(gradient.device)
             return drawn * (gradient.norm() / drawn.norm())
 
-        for edit in Slug(batch=self.batch, steps=self.steps).edits(request, direction=gaussian):
-            edit.apply(request.model)
-        return request.model.eval()
+        return Slug(batch=self.batch, steps=self.steps).unlearn(request, direction=gaussian)
 
 
 @method("random_layer", control=True)
@@ -97,6 +95,4 @@ class RandomLayer:
         def drawn(scores: pd.DataFrame) -> list[str]:
             return [scores["layer"].iloc[int(torch.randint(len(scores), (), generator=generator))]] if len(scores) else []
 
-        for edit in Slug(batch=self.batch, steps=self.steps).edits(request, choose=drawn):
-            edit.apply(request.model)
-        return request.model.eval()
+        return Slug(batch=self.batch, steps=self.steps).unlearn(request, choose=drawn)

@@ -44,7 +44,7 @@ class L1Sparse:
     }
 
     def __call__(self, request: Request) -> Model:
-        """The model after the epoch that validation prefers."""
+        """The model as validation preferred it, of a look every eight steps and at least one an epoch."""
         model, objective, generator = request.model, request.objective, generator_of(request)
         epoch = math.ceil(len(request.retain) / self.batch)
         steps = min(self.epochs * epoch, request.budget.max_steps)

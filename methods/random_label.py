@@ -74,7 +74,7 @@ class RandomLabel:
         classifier = request.objective.kind == "classifier"
         schedule = self.schedule or ("two_phase" if classifier else "mixed")
         losses = {"mixed": self.mixed, "two_phase": self.two_phase, "joint": self.joint}[schedule]
-        steps, every = self.pace(schedule, request, allowance)
+        steps, every = self.pace(schedule, request)
         relabel = relabelling(request, allowance, self.labels)
         return fine_tune(
             request,
@@ -88,16 +88,14 @@ class RandomLabel:
             allowance=allowance,
         )
 
-    def pace(self, schedule: Schedule, request: Request, allowance: Allowance) -> tuple[int, int]:
+    def pace(self, schedule: Schedule, request: Request) -> tuple[int, int]:
         """How many steps to take, and after how many to look at validation."""
         if schedule == "mixed":
             return self.steps or 80, self.every or 5
         n_forget, n_retain = len(request.forget), len(request.retain)
         joint = ceil((n_forget + n_retain) / self.batch)
         epoch = joint if schedule == "joint" else ceil(n_forget / self.batch) + ceil(n_retain / self.batch)
-        steps = self.steps or 10 * epoch
-        # what ends before an epoch does has to be looked at within it
-        return steps, self.every or max(1, min(epoch, steps, allowance.steps, allowance.reads // self.batch))
+        return self.steps or 10 * epoch, self.every or epoch
 
     # ---------------------------------------------------------------- schedules: a loss a step, for as long as may be read
 

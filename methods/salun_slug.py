@@ -62,8 +62,6 @@ class SalUnSlug:
         names = [name for tower in objective.weights(model).values() for name in tower]
         gradients = mean_gradients(model, names, objective.forget_loss, allowance.batches(request.forget, self.batch))
         epoch = ceil(len(request.forget) / self.batch) + ceil(len(request.retain) / self.retain_batch)
-        # a budget of less than an epoch has to be looked at within it
-        look = max(1, min(epoch, allowance.steps, allowance.reads // max(self.batch, self.retain_batch)))
 
         def losses(allowance: Allowance) -> Iterator[torch.Tensor]:
             while allowance.reads:
@@ -77,7 +75,7 @@ class SalUnSlug:
             losses,
             learning_rate=self.learning_rate or (3e-3 if objective.kind == "classifier" else 3e-4),
             steps=self.epochs * epoch,
-            every=self.every or look,
+            every=self.every or epoch,
             stop=False,
             weight_decay=self.weight_decay,
             masks=saliency_mask(gradients, self.keep),

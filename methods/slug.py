@@ -146,7 +146,11 @@ class Slug:
 
     def __call__(self, request: Request) -> Model:
         """The model with one tensor edited for each target."""
-        edits = self.edits(request)
+        return self.unlearn(request)
+
+    def unlearn(self, request: Request, direction: Direction | None = None, choose: Choice | None = None) -> Model:
+        """The request's model with its `edits` applied."""
+        edits = self.edits(request, direction, choose)
         request.progress("apply")
         for edit in edits:
             edit.apply(request.model)
@@ -242,11 +246,8 @@ class Slug:
 
 def most_important_first(model: Model, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Layers of several towers in the order of `fronts`."""
-
-    def importance(layer: str) -> float:
-        return (gradients[layer].double().norm() / model.get_parameter(layer).detach().double().norm()).item()
-
-    return {layer: gradients[layer] for layer in sorted(gradients, key=lambda layer: (-importance(layer), layer))}
+    rho = {layer: whole_step(model.get_parameter(layer), gradient) for layer, gradient in gradients.items()}
+    return {layer: gradients[layer] for layer in sorted(gradients, key=lambda layer: (rho[layer], layer))}
 
 
 def full_batches(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -313,8 +314,7 @@ class Search:
                     self.best.offer(seen[step], edit)
                 return self._steering(seen[step])
 
-        weight = self.request.model.get_parameter(layer).detach()
-        rho = math.sqrt(inner_product(weight, weight) / inner_product(gradient, gradient))
+        rho = whole_step(self.request.model.get_parameter(layer), gradient)
         try:
             step, trace = search_step(evaluate, rho, steps=self.slug.steps)
         except Spent:  # what was tried is better than nothing
@@ -467,6 +467,12 @@ def fronts(scores: pd.DataFrame) -> list[str]:
 # ---------------------------------------------------------------- how far
 
 
+def whole_step(weight: torch.Tensor, gradient: torch.Tensor) -> float:
+    """The rho of `search_step`, ||theta|| / ||gradient||: a step this long changes a layer by 100 %."""
+    weight = weight.detach()
+    return math.sqrt(inner_product(weight, weight) / inner_product(gradient, gradient))
+
+
 def search_step(
     evaluate: Callable[[float], float], rho: float, *, steps: int, target: float = 0.0
 ) -> tuple[float | None, list[tuple[float, float]]]:
@@ -522,8 +528,7 @@ def hf_edits(
         front = scores.iloc[pareto_front(scores["importance"].tolist(), scores["alignment"].tolist())]
         layer = deepest(front.sort_values("alignment", ascending=False)["layer"].tolist(), names)
         edits = [Edit(name, 0.0, -forget[name]) for name in whole_layer(layer, names)]  # minus: the faulty sign
-        weight = request.model.get_parameter(layer).detach()
-        rho = math.sqrt(inner_product(weight, weight) / inner_product(forget[layer], forget[layer]))
+        rho = whole_step(request.model.get_parameter(layer), forget[layer])
         request.progress("search")
         step = search_step_uncanvas(partial(_tried, request, allowance, concept, edits), rho, retained=original)
         found += [] if step is None else [edit._replace(step=step) for edit in edits]

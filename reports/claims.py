@@ -103,8 +103,9 @@ class Claims:
         """Write `claims.md` and `claims.csv`."""
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        found = verdicts(normalised(frame), runs)
-        (out / "claims.md").write_text(document(found, normalised(frame), runs), encoding="utf-8")
+        frame = normalised(frame)
+        found = verdicts(frame, runs)
+        (out / "claims.md").write_text(document(found, frame, runs), encoding="utf-8")
         found.to_csv(out / "claims.csv", index=False)
         return [out / "claims.md", out / "claims.csv"]
 

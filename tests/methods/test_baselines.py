@@ -324,29 +324,3 @@ def test_spaces_name_parameters_and_hold_values_these_take(name):
 def test_neggrad_plus_refuses_weights_that_leave_one_side_out(a):
     with pytest.raises(ValueError, match="above 0 and below 1"):
         NegGradPlus(a=a)
-
-
-@pytest.mark.parametrize(
-    "budget",
-    [{"max_evals": 1}, {"max_evals": 3}, {"max_reads": 0}, {"max_reads": 5}, {"max_reads": 50}, {"max_steps": 0},
-     {"max_steps": 7}, {"max_evals": 3, "max_reads": 30, "max_steps": 2}],
-    ids=str,
-)  # fmt: skip
-@pytest.mark.parametrize("name", METHODS)
-def test_a_tiny_budget_gives_a_model_and_no_error(name, budget):
-    """The budget is the runner's: reading or evaluating beyond it raises."""
-    model = load().create("method", name)(clip_request(**budget))
-    assert not model.training and all(tensor.isfinite().all() for tensor in model.state_dict().values())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_run_without_a_generator_and_leave_gradients_as_found(name):
-    models = []
-    for _ in range(2):
-        request = dataclasses.replace(clip_request(max_evals=40, max_steps=30), generator=None)
-        request.model.visual.proj.requires_grad_(False)
-        model = load().create("method", name)(request)
-        assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["visual.proj"]
-        assert all(p.grad is None for p in model.parameters())
-        models.append(model.state_dict())
-    assert all(torch.equal(tensor, models[1][n]) for n, tensor in models[0].items())

@@ -66,7 +66,7 @@ def test_an_epoch_in_two_phases_is_all_forget_batches_and_then_all_retain_batche
         assert [bool(b["forget"].all()) for b in epoch] == [True] * 18 + [False] * 159
         assert not any(b["forget"].any() for b in epoch[18:])
         assert sum(len(b["index"]) for b in epoch) == 45_000
-    assert RandomLabel(batch=256).pace("two_phase", request, Allowance(request))[0] == 1_770
+    assert RandomLabel(batch=256).pace("two_phase", request)[0] == 1_770
 
 
 def test_a_joint_epoch_is_one_shuffled_pass_over_both_splits():
