@@ -1,4 +1,5 @@
-"""What the methods' papers claim, held against a run: each claim a difference with its interval, and a verdict.
+"""What the methods' papers claim, held against a run: each claim a difference with its interval, and a verdict; and the
+numbers that these differences are of.
 
 A claim holds if the whole 95 % interval lies on its side, does not hold if the whole interval lies on the other side,
 and is not resolved otherwise. The papers' numbers come from other models and data: what is asked here is whether what
@@ -21,8 +22,9 @@ from slugbench.bench.frame import normalised
 
 from . import facts, tables
 from .glossary import number
-from .markdown import escaped, table
+from .markdown import escaped, footnotes, table
 from .statistics import MIN_REQUESTS, by_request, interval
+from .tables import Board
 from .tuning import choices
 
 GAP = "gap to the oracle"
@@ -97,17 +99,17 @@ CLAIMS = (
 @report("claims")
 @dataclass(frozen=True)
 class Claims:
-    """What holds of the papers' claims on the suite's people: differences with intervals, and verdicts."""
+    """What holds of the papers' claims on the suite's people: differences with intervals, verdicts, and the numbers."""
 
     def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
-        """Write `claims.md` and `claims.csv`."""
+        """Write `methods.md` and `claims.csv`."""
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         frame = normalised(frame)
         found = verdicts(frame, runs)
-        (out / "claims.md").write_text(document(found, frame, runs), encoding="utf-8")
+        (out / "methods.md").write_text(document(found, frame, runs), encoding="utf-8")
         found.to_csv(out / "claims.csv", index=False)
-        return [out / "claims.md", out / "claims.csv"]
+        return [out / "methods.md", out / "claims.csv"]
 
 
 def verdicts(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
@@ -117,12 +119,16 @@ def verdicts(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], claims: Seq
     n_base_seeds, n_missing (of their product), verdict.
     """
     rows = tables.labelled(frame, tables.control_names(runs), choices(runs))
-    classifiers = set(rows[rows["metric"] == "acc_forget"]["task"])
-    rows = rows[rows["metric"].notna() & (rows["pool"] == "test") & ~rows["task"].isin(classifiers)]
+    rows = rows[rows["metric"].notna() & (rows["pool"] == "test") & ~rows["task"].isin(classifiers(rows))]
     rows = pd.concat([rows, _gaps(rows), _times(rows)], ignore_index=True)
     columns = ["source", "says", "requests", "metric", "left", "right", "difference", "low", "high"]
     columns += ["n_requests", "n_base_seeds", "n_missing", "verdict"]
     return pd.DataFrame([line for claim in claims for line in _lines(claim, rows)], columns=columns)
+
+
+def classifiers(rows: pd.DataFrame) -> set[str]:
+    """The tasks whose models are classifiers: the claims are about CLIP."""
+    return set(rows[rows["metric"] == "acc_forget"]["task"])
 
 
 SAME = ["task", "task_params", "device", "threads"]
@@ -208,9 +214,30 @@ def document(found: pd.DataFrame, frame: pd.DataFrame, runs: Sequence[Mapping[st
         parts += [f"## {escaped(str(source))}", table(_shown(part))]
     if found.empty:
         parts.append("The table has none of the cells that these claims are about.")
+    for board in tables.boards(frame, runs):
+        if board.pool == "test" and board.task not in classifiers(frame):
+            parts += numbers(board)
     command = "\n".join(facts.commands(frame, runs))
     parts += ["## Reproduce and cite", f"```\n{command}\n```", escaped(facts.citation(frame, runs))]
     return "\n\n".join(parts) + "\n"
+
+
+SHOWN = ("fa@1", "ra_near@1", "ra_far@1", "util@1", "mia_sample", "ks_d")
+COSTS = ("t_total", "t_search", "n_forget_read", "n_retain_read", "n_evals", "peak_rss_bytes", "bytes_delta")
+
+
+def numbers(board: Board) -> list[str]:
+    """A board's forget accuracy, retain accuracy near and far, distance to the oracles, and costs."""
+    quality = tables.wide(board, SHOWN).drop(columns=["rank", "to oracle"])
+    costs = tables.wide(board, COSTS).drop(columns=["rank", "to oracle"])
+    return [
+        f"## {escaped(board.title)}: the numbers",
+        escaped(f"{board.extent}. Methods by their distance to the oracle, then controls. {board.few}"),
+        table(quality, numbers_from=2),
+        "Costs: median over cells (lowest..highest).",
+        table(costs, numbers_from=2),
+        *footnotes(board),
+    ]
 
 
 def _shown(part: pd.DataFrame) -> pd.DataFrame:

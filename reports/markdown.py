@@ -58,15 +58,20 @@ def _board(board: Board) -> list[str]:
     shown = [*(c.name for c in board.quality()), "t_total"]
     methods, controls = tables.split(board, shown)
     costs = tables.wide(board, [c.name for c in board.costs()]).drop(columns=["rank", "to oracle"])
-    notes = "\n".join(f"- {_marked(mark)} {escaped(sentence)}" for mark, sentence in board.notes)
     extent = f"{board.extent}. {board.params}".strip()
     parts = [f"## {escaped(board.title)}", escaped(extent), table(methods, numbers_from=3)]
     if len(controls):
         parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=2)]
-    parts += [escaped(f"{board.order} {board.few}"), notes]
+    parts += [escaped(f"{board.order} {board.few}"), *footnotes(board)]
     if board.costs():
         parts += ["Costs: median over cells (lowest..highest).", table(costs, numbers_from=2)]
     return [part for part in parts if part]
+
+
+def footnotes(board: Board) -> list[str]:
+    """What the marks in a board's tables stand for, as one list; nothing if there are none."""
+    lines = [f"- {_marked(mark)} {escaped(sentence)}" for mark, sentence in board.notes]
+    return ["\n".join(lines)] if lines else []
 
 
 def table(frame: pd.DataFrame, *, numbers_from: int | None = None) -> str:
