@@ -16,7 +16,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
-from itertools import product
+from itertools import compress, product
 from math import comb, fsum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,6 +185,8 @@ def traces(
 ) -> tuple[list[Trace], list[str]]:
     """What became of every configuration, by task and method, and a sentence for each method that skipped a whole task.
 
+    Cells that all configurations of a method skip are left out.
+
     Args:
         tasks: as the suite has them.
         drawn: for each method its configurations.
@@ -203,9 +205,12 @@ def traces(
         key = task_key(spec.name, task_params)
         for method, configurations in drawn.items():
             mine = [records[*key, method, _settled(method, params)] for params in configurations]
-            if all(record["status"] == "skipped" for part in mine for record in part):
+            # what no configuration can do is no fault of any; what one skips and another does is
+            common = [any(record["status"] != "skipped" for record in same) for same in zip(*mine, strict=True)]
+            if not any(common):
                 skipped.append(f"{method} is not tuned on {task}: {mine[0][0]['error']}")
             else:
+                mine = [list(compress(part, common)) for part in mine]
                 found.append(Trace(task, method, list(map(_tried, configurations, mine))))
     return found, skipped
 

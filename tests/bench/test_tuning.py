@@ -15,7 +15,7 @@ import pytest
 
 from slugbench.bench import UsageError
 from slugbench.bench.cli import main
-from slugbench.bench.plan import Suite, expand, resolved, suite_names
+from slugbench.bench.plan import Suite, expand, load_suite, resolved, suite_names, task_keys
 from slugbench.bench.registry import Spec
 from slugbench.bench.tuning import (
     HOW,
@@ -24,7 +24,9 @@ from slugbench.bench.tuning import (
     draw,
     only_tuning_requests,
     read_tuned,
+    traces,
     tuned_toml,
+    untunable,
     variants,
 )
 
@@ -224,8 +226,8 @@ def test_a_folder_of_tuning_is_not_mixed_with_a_run(tuned, capsys):
 
 def test_what_is_written_is_read_back(tmp_path):
     values = {"a": 3, "b": None}
-    traces = [Trace("toy:kind=clip", "wide", [tried(0.5), tried(0.1, **values)]), Trace("toy", "fades", [tried(0.0)])]
-    (tmp_path / "tuned.toml").write_text(tuned_toml(traces, HEADER))
+    found = [Trace("toy:kind=clip", "wide", [tried(0.5), tried(0.1, **values)]), Trace("toy", "fades", [tried(0.0)])]
+    (tmp_path / "tuned.toml").write_text(tuned_toml(found, HEADER))
     clip, plain = read_tuned(str(tmp_path / "tuned.toml"))
     assert (clip.task, clip.task_params["kind"], clip.method, clip.params) == ("toy", "clip", "wide", values)
     assert clip.how["chosen"] == 1 and clip.how["best_of_k"]["shortfall"] == [pytest.approx(0.3), 0.1]
@@ -334,3 +336,46 @@ def test_what_tuning_wrote_is_run(tuned, tmp_path, capsys):
     assert choice["how"]["budget"] == 20 and len(choice["how"]["best_of_k"]["retain"]) == 6
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert '<section id="tuning">' in page
+
+
+# ---------------------------------------------------------------- what ships
+
+
+@pytest.mark.parametrize("name", ["quick", "standard"])
+def test_every_method_of_a_shipped_suite_that_can_be_tuned_is(name):
+    suite = load_suite(name)
+    wanted = {(spec, method) for spec in suite.tasks for method in suite.methods if untunable(Spec(method, {})) is None}
+    assert wanted <= {(choice.task, choice.method) for choice in read_tuned(name)}
+
+
+def test_what_ships_is_what_the_shipped_trace_chose():
+    """`quick` has the parameters of `standard`, whose methods and tasks hold its own."""
+    suites = ROOT / "bench" / "suites"
+    chosen = pd.read_csv(suites / "standard.trace.csv").query("chosen")
+    traced = {(row.task, row.method): json.loads(row.params) for row in chosen.itertuples()}
+    for name in ("quick", "standard"):
+        found = tomllib.loads((suites / f"{name}.tuned.toml").read_text())
+        assert {(task, m): p for task in found.keys() - {HOW} for m, p in found[task].items()} == traced
+    assert chosen["number"].between(0, 19).all() and set(found[HOW]["requests"]) == {"identities", "digits"}
+
+
+# ---------------------------------------------------------------- what is skipped
+
+
+def test_requests_that_all_configurations_skip_count_for_none_and_what_one_skips_counts_against_it():
+    """Of three requests the first is skipped by both configurations, the second by the defaults alone."""
+    suite = Suite(name="s", tasks=["toy"], methods=["fades"], metrics=[], requests={"toy": ["dev", "tune", "single"]})
+    further = {key: {"fades": [{"shift": 100.0}]} for key in task_keys(suite)}
+    cells = expand(suite, device="cpu", variants=further)
+    scores = {"forget": 0.0, "retain": 0.9, "shortfall": 0.0}
+    ok = {"status": "ok", "validation": scores, "wall_seconds": 1.0}
+    skipped = {"status": "skipped", "validation": None, "wall_seconds": 0.0, "error": "no."}
+
+    def record_of(cell):
+        tuned = cell.method_params["shift"] == 100.0
+        return ok if cell.request == "single" or (cell.request == "tune" and tuned) else skipped
+
+    (trace,), left_out = traces(["toy"], {"fades": [{}, {"shift": 100.0}]}, cells, record_of)
+    defaults, tuned = trace.tried
+    assert not left_out and (defaults.n_cells, defaults.n_ok) == (2, 1) and (tuned.n_cells, tuned.n_ok) == (2, 2)
+    assert defaults.shortfall == 1.0 and tuned.shortfall == 0.0 and trace.chosen == 1
