@@ -84,6 +84,8 @@ class Cell:
     device: str
     key: str
     """Digest of everything the result depends on; metrics have their own."""
+    trial_key: str
+    """Digest of everything that its trial depends on."""
     judges: tuple[Judge, ...]
 
     @property
@@ -183,13 +185,14 @@ def expand(
                 **{"base_seed": base_seed, "content": task.fingerprint(listed.id, base_seed)},
                 **{"threads": suite.threads, "device": device, "version": RESULT_VERSION, "libraries": keyed_versions()},
             }
+            trial_key = digest(facts)
             for (method, method_params, method_source), method_seed in product(methods, suite.method_seeds):
                 with_method = {"method": method.name, "method_params": method_params, "method_source": method_source}
                 key = digest({**facts, **with_method, "method_seed": method_seed})
                 cells.append(
                     Cell(
                         spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
-                        method.name, method_params, method_seed, suite.threads, device, key, judges,
+                        method.name, method_params, method_seed, suite.threads, device, key, trial_key, judges,
                     )
                 )  # fmt: skip
     if not cells:
