@@ -23,7 +23,7 @@ from .artifacts import cached, digest, write_through
 from .errors import InvalidModel, MissingDependency
 from .intervals import interval
 from .registry import REGISTRY, Entry, load
-from .types import Answers, Cost, Metric, Outcome, Status, Task, Trial, Value
+from .types import Answers, Cost, Metric, Outcome, Status, Task, Trial, Value, needs_model
 
 if TYPE_CHECKING:
     import torch
@@ -250,11 +250,6 @@ def _reference(
     content = {**key, "oracle": oracle, "others": list(others)}
     found: dict[str, float | None] = json.loads(cached("reference", content, make, suffix=".json").read_text())
     return found
-
-
-def needs_model(metric: Any) -> bool:
-    """Whether a metric reads weights, not just answers; it says so by a class attribute `needs_model = True`."""
-    return bool(getattr(metric, "needs_model", False))
 
 
 def _facts(value: Value, references: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:

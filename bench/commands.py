@@ -236,7 +236,7 @@ def _suite(arguments: argparse.Namespace) -> Suite:
             changes[name] = value
     if isinstance(changes.get("requests"), list):
         changes["requests"] = _requests_by_task(changes["requests"], changes.get("tasks", suite.tasks))
-    return suite.model_copy(update=changes)
+    return suite.with_changes(changes)
 
 
 def _spec_text(name: str, params: Mapping[str, str]) -> str:
@@ -298,8 +298,8 @@ def _absolute(plugins: Sequence[str]) -> list[str]:
 
 def _missing(cells: Sequence[Cell], store: Store, retry: Sequence[str]) -> list[Job]:
     """What is to be done: cells that are not there, stale or to be retried, and metrics that are stale."""
-    from .cell import needs_model
     from .runner import Job
+    from .types import needs_model
 
     jobs = []
     for cell in cells:

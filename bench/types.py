@@ -335,6 +335,11 @@ class Metric(Protocol):
     def __call__(self, outcome: Outcome) -> list[Value]: ...
 
 
+def needs_model(metric: Any) -> bool:
+    """Whether a metric, or its class, reads weights and not just answers; it says so by `needs_model = True`."""
+    return bool(getattr(metric, "needs_model", False))
+
+
 # ---------------------------------------------------------------- tasks and reports
 
 

@@ -80,6 +80,8 @@ def test_a_bad_argument_is_one_sentence(done, capsys, arguments, sentence, monke
 
 SUITES = {
     "unknown key": (SUITE + "job = 3\n", "unknown key 'job'"),
+    "unknown key of a part": (SUITE + "[[also]]\nseeds = [1]\n", "unknown key 'seeds'"),
+    "request of no task": (SUITE + "[[also]]\nrequests = {digits = 1}\n", "requests names 'digits', which is none of"),
     "no methods": ('name = "toy"\ntasks = ["toy"]\n', "the key 'methods' is missing"),
     "wrong type": (SUITE + 'threads = "two"\n', "threads = 'two' does not do"),
     "no TOML": ("name = toy\n", "is not valid TOML"),
