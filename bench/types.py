@@ -356,6 +356,26 @@ class Task(Protocol):
         ...
 
 
+class Size(NamedTuple):
+    """How much a trial asks about one split."""
+
+    images: int
+    units: int
+    """Concepts."""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What a `Task` can do besides: say before anything is built, without torch, how much a trial will ask.
+
+    `slugbench plan` computes from it what differences can be resolved.
+    """
+
+    def sizes(self, request_id: str) -> Mapping[str, Size]:
+        """By the split's name, as in `Trial.questions`."""
+        ...
+
+
 @runtime_checkable
 class Report(Protocol):
     """Rows in, files out: writes under `out` and returns what it wrote, the main file first.
