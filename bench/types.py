@@ -200,7 +200,8 @@ class Trial:
     aggregate is derived:
 
     questions: `split` (str: `forget`, `retain` = test images of targets and of the other concepts, `forget_train` =
-        the forget split itself, `outsider` = never-trained concepts, `utility` = another task on the same model),
+        the forget split itself, `outsider` = never-trained concepts, `utility` = another task on the same model; where
+        a task can afford it also `retain_train` = training images of the other concepts),
         `unit` (int, the concept: the sampling unit of every interval), `label` (int), `near` (bool, a retained
         concept from a target's neighbourhood), `index` (int, the image). Of a request for samples (without targets)
         `forget` are the samples themselves, `retain` test images of all concepts, and there is no `forget_train`.
