@@ -24,7 +24,7 @@ def modified_entropy(probability_NC: np.ndarray, label_N: np.ndarray) -> np.ndar
         (N,) in nats, from 0 to about 69 a class (`LEAST`).
 
     References:
-        Song and Mittal, Systematic Evaluation of Privacy Risks of Machine Learning Models, 2021 (their equation 7).
+        Song and Mittal, Systematic Evaluation of Privacy Risks of Machine Learning Models, 2021.
     """
     p_NC, own = probability_NC, np.arange(len(label_N))
     terms_NC = -p_NC * _log(1 - p_NC)

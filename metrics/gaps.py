@@ -27,8 +27,9 @@ class AverageGap:
         avg_gap = mean of |value - mean over oracles|,   membership by the AUC of `mia_sample`, attackable or not
 
     Lower is better; oracles, each against the others, have their own, which is what retraining anew would give. It weighs a
-    point of membership like a point of accuracy and hides which of them is off, so read it beside its parts. Columns
-    that a task does not ask for are left out, and the note says which. SalUn's column is of training accuracies and of
+    point of membership like a point of accuracy and hides which of them is off, and an output mask that changes no weight
+    has 0.04 on eight fictitious people, as oracles do: read it beside its parts and `fq`. Columns that a task does not
+    ask for are left out, and the note says which. SalUn's column is of training accuracies and of
     `mia_svc_eff`; this one is of test accuracies, so that the two are not to be subtracted.
 
     References:
@@ -47,8 +48,9 @@ class TugOfWar:
 
         tow = product of (1 - |value - mean over oracles|) over forget, retain and utility accuracy
 
-    Higher is better; 1 is no gap at all, and oracles have a little less against each other. Unlike a mean of gaps it is
-    near 0 where any one is near 1. Accuracies a task does not ask for are left out, and the note says which.
+    Higher is better; 1 is no gap at all. Oracles against each other have less, which is what there is to reach: 0.84 with
+    eight of them on the fictitious people, 0.68 with three. Unlike a mean of gaps it is near 0 where any one is near 1.
+    Accuracies a task does not ask for are left out, and the note says which.
 
     References:
         Zhao et al., What Makes Unlearning Hard and What to Do About It, 2024 (there of training and test images).
@@ -74,25 +76,21 @@ def accuracy_gaps(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """|accuracy - mean of the oracles'| of each of `ACCURACIES` that there is, macro averages (images -> concepts).
 
     Args:
-        arrays: columns (n,) `unit`, `part` (the position in `ACCURACIES`, -1 for none), and `x`, by how much the model is
-            more often right on an image than the oracles: its 0 or 1 less their mean.
+        arrays: columns (n,) `part` (the position in `ACCURACIES`, -1 for none), `x`, by how much the model is more often
+            right on an image than the oracles (its 0 or 1 less their mean), and `weight`, one over the images of its unit
+            and part, so that weighted means over images are macro averages. Drawing whole units leaves the weights true.
     """
-    found = []
-    for part in np.unique(arrays["part"][arrays["part"] >= 0]):
-        rows = arrays["part"] == part
-        unit = arrays["unit"][rows]
-        count = np.bincount(unit)
-        found.append(abs((np.bincount(unit, arrays["x"][rows])[count > 0] / count[count > 0]).mean()))
-    return np.array(found)
+    part, weight = arrays["part"] + 1, arrays["weight"]
+    total, gained = np.bincount(part, weight)[1:], np.bincount(part, weight * arrays["x"])[1:]
+    return np.abs(gained[total > 0] / total[total > 0])
 
 
 def membership_gap(arrays: Mapping[str, np.ndarray]) -> float:
-    """|AUC - mean of the oracles'|, of columns `member` (1, 0 or -1 for neither), `score` and `oracle0`, `oracle1`, ..."""
-    rows = arrays["member"] >= 0
-    member = arrays["member"][rows] == 1
-    names = ["score", *(name for name in arrays if name.startswith("oracle"))]
-    own, *oracles = (auc({"x": arrays[name][rows], "member": member}) for name in names)
-    return abs(own - float(np.mean(oracles)))
+    """|AUC - mean of the oracles'|, of columns `member` (1, 0 or -1 for neither), `score` (n,) and `oracles` (n, S)."""
+    rows = np.flatnonzero(arrays["member"] >= 0)
+    member, oracles_SN = arrays["member"][rows] == 1, arrays["oracles"][rows].T
+    own, *others = (auc({"x": x, "member": member}) for x in (arrays["score"][rows], *oracles_SN))
+    return abs(own - float(np.mean(others)))
 
 
 def _value(outcome: Outcome, name: str, better: Better, *, membership: bool, statistic: Statistic) -> list[Value]:
@@ -116,15 +114,18 @@ def _columns(outcome: Outcome, membership: bool) -> dict[str, np.ndarray]:
     rows = np.isin(split, (*ACCURACIES, *attacked) if membership else ACCURACIES)
     split, unit = split[rows], np.unique(outcome.trial.questions["unit"][rows], return_inverse=True)[1]
     own, *oracles = ((answers["rank"][rows] == 0).astype(np.float64) for answers in (outcome.answers, *outcome.oracles))
+    part = np.select([split == name for name in ACCURACIES], range(len(ACCURACIES)), -1)
+    group, size = np.unique([part, unit], axis=1, return_inverse=True, return_counts=True)[1:]
     columns = {
         "x": own - np.mean(oracles, axis=0),
+        "weight": 1 / size[group],
         "unit": unit,
-        "part": np.select([split == part for part in ACCURACIES], range(len(ACCURACIES)), -1),
+        "part": part,
         # targets, kept concepts and those of the utility task are drawn apart, or a draw may be without any of a kind
-        "stratum": np.select([np.isin(unit, unit[split == part]) for part in ACCURACIES], range(len(ACCURACIES)), -1),
+        "stratum": np.select([np.isin(unit, unit[split == name]) for name in ACCURACIES], range(len(ACCURACIES)), -1),
     }
     if membership:
         columns["member"] = np.select([split == part for part in attacked], [1, 0], -1)
         columns["score"] = outcome.answers["score"][rows]
-        columns |= {f"oracle{s}": oracle["score"][rows] for s, oracle in enumerate(outcome.oracles)}
+        columns["oracles"] = np.stack([oracle["score"][rows] for oracle in outcome.oracles], axis=1)
     return columns
