@@ -24,7 +24,8 @@ class ZeroShot:
     relates them as loosely as the original does; less than that is forgetting that spread to all that looks alike.
 
     References:
-        SALMUBench: A Benchmark for Sensitive Association-Level Multimodal Unlearning, 2026 (held-out identities).
+        Selvas-Sala, Kang and Gomez, SALMUBench: A Benchmark for Sensitive Association-Level Multimodal Unlearning, 2026
+        (held-out identities).
     """
 
     def __call__(self, outcome: Outcome) -> list[Value]:

@@ -46,6 +46,10 @@ class SvcEfficacy:
     legacy: bool = False
     most: int = 500
 
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ValueError("most has to be at least 1")
+
     def __call__(self, outcome: Outcome) -> list[Value]:
         """One value `mia_svc_eff`, in [0, 1]; none where the task asks nothing about the forget split itself."""
         split = outcome.trial.questions["split"]
