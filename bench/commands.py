@@ -66,6 +66,7 @@ def _print_entry(kind: Any, name: str) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """`slugbench plan`."""
+    from . import power
     from .plan import expand
     from .store import read_cell
     from .tuning import variants
@@ -86,6 +87,10 @@ def plan(arguments: argparse.Namespace) -> int:
         print(f"  {task:<12} {request:<20} {pool:<6} {n} cells")
     for method, times in seconds.items():
         print(f"  {method:<12} took {sum(times) / len(times):.1f} s a cell so far")
+    print("what it can resolve:")
+    print("\n".join(f"  {line}" for line in power.assumptions()))
+    for comparison in power.comparisons(cells):
+        print("\n".join(f"  {line}" for line in power.sentences(comparison)))
     return 0
 
 

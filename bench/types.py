@@ -233,8 +233,8 @@ class Trial:
     aggregate is derived:
 
     questions: `split` (str: `forget`, `retain` = test images of targets and of the other concepts, `forget_train` =
-        the forget split itself, `retain_train` = some of the retain split, as membership attacks learn from, `outsider`
-        = never-trained concepts, `utility` = another task on the same model),
+        the forget split itself, `retain_train` = some of the retain split, for attacks to learn from, where a task can
+        afford it, `outsider` = never-trained concepts, `utility` = another task on the same model),
         `unit` (int, the concept: the sampling unit of every interval), `label` (int), `near` (bool, a retained
         concept from a target's neighbourhood), `index` (int, the image). Of a request for samples (without targets)
         `forget` are the samples themselves, `retain` test images of all concepts, and there is no `forget_train`.
@@ -402,6 +402,26 @@ class Task(Protocol):
 
     def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
         """Remake the shipped models and answers into `folder`."""
+        ...
+
+
+class Size(NamedTuple):
+    """How much a trial asks about one split."""
+
+    images: int
+    units: int
+    """Concepts."""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What a `Task` can do besides: say before anything is built, without torch, how much a trial will ask.
+
+    `slugbench plan` computes from it what differences can be resolved.
+    """
+
+    def sizes(self, request_id: str) -> Mapping[str, Size]:
+        """By the split's name, as in `Trial.questions`."""
         ...
 
 

@@ -18,10 +18,19 @@ from slugbench.bench.types import Better
 @metric("zero_shot")
 @dataclass(frozen=True)
 class ZeroShot:
-    """Zero-shot accuracies of a CLIP: forget (fa), retain (ra; near and far from the target), another task (util)."""
+    """Zero-shot accuracies of a CLIP: forget (fa), retain (ra; near and far from the target), another task (util).
+
+    And `hold_id`, the mean cosine between pictures and names of concepts that no model was trained on. A retrained model
+    relates them as loosely as the original does; less than that is forgetting that spread to all that looks alike.
+
+    References:
+        Selvas-Sala, Kang and Gomez, SALMUBench: A Benchmark for Sensitive Association-Level Multimodal Unlearning, 2026
+        (held-out identities).
+    """
 
     def __call__(self, outcome: Outcome) -> list[Value]:
-        """Values `fa@1 fa@5 fa_worst ra@1 ra_near@1 ra_far@1 near_gap util@1`: accuracies in [0, 1], the gap in [-2, 2]."""
+        """Values `fa@1 fa@5 fa_worst ra@1 ra_near@1 ra_far@1 near_gap util@1 hold_id`: accuracies in [0, 1], the gap in
+        [-2, 2], and `hold_id` in [-1, 1], best where the retrained models' is."""
         if outcome.trial.request.objective.kind != "clip":
             return []
         q, chance = outcome.trial.questions, 1 / outcome.trial.n_classes
@@ -36,6 +45,7 @@ class ZeroShot:
             near_gap(outcome),
             # the other task has its own candidates: as many as it has labels
             _top(outcome, "util@1", utility, chance=1 / max(1, len(np.unique(q["label"][utility])))),
+            hold_id(outcome),
         ]
 
 
@@ -94,6 +104,17 @@ def near_gap(outcome: Outcome) -> Value:
     arrays = {"x": x, "unit": q["unit"][retain], "stratum": near}
     n_units = len(np.unique(arrays["unit"]))
     return Value("near_gap", _far_minus_near(arrays), "", "oracle", None, len(x), n_units, arrays, _far_minus_near)
+
+
+def hold_id(outcome: Outcome) -> Value:
+    """The mean image-text cosine of never-trained concepts, in [-1, 1]."""
+    q = outcome.trial.questions
+    rows = q["split"] == "outsider"
+    if not rows.any() or "cosine" not in outcome.answers:
+        why = "the answers have no column `cosine`" if rows.any() else "the task asks nothing about never-trained concepts"
+        return Value("hold_id", None, better="oracle", note=why)
+    x, unit = outcome.answers["cosine"][rows].astype(np.float64), q["unit"][rows]
+    return Value("hold_id", macro(x, unit), "", "oracle", None, len(x), len(np.unique(unit)), {"x": x, "unit": unit})
 
 
 def macro(x: np.ndarray, unit: np.ndarray) -> float:

@@ -39,6 +39,7 @@ from slugbench.bench import (
     Model,
     Request,
     Scores,
+    Size,
     Split,
     TensorSplit,
     Trial,
@@ -91,6 +92,11 @@ class Digits:
         """`class-0` to `class-9`, one digit each, then `random-0` to `random-9`, a tenth of the training scans each."""
         classes = [Listed(f"class-{digit}", (str(digit),), pool) for digit, pool in enumerate(POOLS)]
         return *classes, *(Listed(f"random-{tenth}", (), pool) for tenth, pool in enumerate(SAMPLE_POOLS))
+
+    def sizes(self, request_id: str) -> dict[str, Size]:
+        """Scans and digits of each split."""
+        asked = parts_of(self._listed(request_id), load_splits(), load_tenths()).asked
+        return {name: Size(len(rows), len(np.unique(load_labels()[rows]))) for name, rows in asked.items()}
 
     def build(self, request_id: str, base_seed: int) -> Trial:
         """The trial of one request for one base model; made anew, and in a seventh of a second once the scans are read.
@@ -292,6 +298,12 @@ def load_data() -> Batch:
 
 
 @cache
+def load_labels() -> np.ndarray:
+    """(1797,) the digit on each scan, its file's last column: without torch, and without scikit-learn's second of import."""
+    return np.loadtxt(_scans(), delimiter=",", usecols=-1, dtype=np.int64)
+
+
+@cache
 def load_splits() -> Splits:
     """The shipped splits."""
     stored = json.loads((assets("digits") / "splits.json").read_text())
@@ -323,7 +335,7 @@ def parts_of(listed: Listed, splits: Splits, tenths: np.ndarray) -> Parts:
         retain = np.setdiff1d(splits.train, forget)
         asked = {"forget": forget, "retain": splits.test, "retain_train": retain}
         return Parts(forget, retain, (forget, splits.validation), asked)
-    own = load_data()["label"].numpy() == int(listed.targets[0])
+    own = load_labels() == int(listed.targets[0])
     train, validation, test = ((rows[own[rows]], rows[~own[rows]]) for rows in splits)
     asked = {"forget": test[0], "retain": test[1], "forget_train": train[0], "retain_train": train[1]}
     return Parts(*train, validation, asked)

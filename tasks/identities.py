@@ -28,6 +28,7 @@ from slugbench.bench import (
     Model,
     Request,
     Scores,
+    Size,
     TensorSplit,
     Trial,
     UsageError,
@@ -68,6 +69,12 @@ class Identities:
     def requests(self) -> tuple[Listed, ...]:
         """Two joint requests of eight people, then single ones named after whom they forget."""
         return tuple(Listed(r.id, tuple(_clip.TRAINED[i] for i in r.targets), r.pool) for r in chosen())
+
+    def sizes(self, request_id: str) -> dict[str, Size]:
+        """Images and people of each split."""
+        asked = questions(request_id)
+        found = {str(name): asked["unit"][asked["split"] == name] for name in np.unique(asked["split"])}
+        return {name: Size(len(unit), len(np.unique(unit))) for name, unit in found.items()}
 
     def build(self, request_id: str, base_seed: int) -> Trial:
         """The trial of a request for one base model."""

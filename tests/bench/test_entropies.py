@@ -31,3 +31,15 @@ def test_the_modified_entropy_tells_sure_and_right_from_sure_and_wrong():
 def test_impossible_answers_leave_finite_entropies():
     found = entropies(torch.tensor([[0.0, -math.inf, -1e4], [0.0, -math.inf, -1e4]]), torch.tensor([0, 1]))
     assert all(column.isfinite().all() and (column >= 0).all() for column in found.values())
+
+
+def test_the_legacy_entropy_is_what_the_published_indices_come_to():
+    """Indexed `[:, y]` by the labels of a batch, whole columns are exchanged, not one entry a row."""
+    p = np.random.default_rng(0).dirichlet(np.ones(3), size=50)
+    label = np.arange(50) % 3
+    reverse, log_reverse = 1 - p, np.log(p)
+    modified, log_modified = p.copy(), log_reverse.copy()
+    modified[:, label] = reverse[:, label]
+    log_modified[:, label] = log_reverse[:, label]
+    found = entropies(torch.from_numpy(p).log(), torch.from_numpy(label))["m_entropy_legacy"]
+    np.testing.assert_allclose(found, -(modified * log_modified).sum(1), rtol=1e-9)
