@@ -92,9 +92,13 @@ def interval(values_RB: np.ndarray, confidence: float = 0.95) -> tuple[float, fl
         Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007. Hesterberg, What teachers should know about
         the bootstrap, The American Statistician 2015, its section on expanded percentile intervals.
     """
-    means = resampled_means(values_RB[None])[0]
-    tail = _expanded_tail(len(values_RB), (1 - confidence) / 2)
-    low, high = np.quantile(means, [tail, 1 - tail])
+    return percentile_interval(resampled_means(values_RB[None])[0], len(values_RB), confidence)
+
+
+def percentile_interval(draws: np.ndarray, n_requests: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentiles of bootstrap draws over `n_requests` requests, moved outwards as `interval` says."""
+    tail = _expanded_tail(n_requests, (1 - confidence) / 2)
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -20,6 +20,7 @@ from slugbench.bench.frame import SAME_CELL, normalised
 from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
 from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
 from .tuning import Choice, choices
+from .validity import AUDITED, Audit, audits, classified, surprises, validity
 
 CONTROLS = ("original", "oracle", "mask", "noise", "random_layer", "shuffled")
 """Taken as controls where `run.json` does not name them."""
@@ -79,6 +80,16 @@ class Line:
     ranks: tuple[int, int] | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
     """Failure classes of finished cells, and how often."""
+    valid: bool | None = None
+    """Whether it passes the gate on what is kept; null where no oracle says what should be."""
+    why: str = ""
+    """In a few words why it does not pass."""
+
+    @property
+    def status(self) -> str:
+        """`valid`, or its failure classes and whether it misses the gate: `destroyed 2/3, not valid`."""
+        classes = [f if n == self.n_ok else f"{f} {n}/{self.n_ok}" for f, n in self.failures.items()]
+        return ", ".join(classes + ["not valid"] * (self.valid is False)) or ("valid" if self.valid else "—")
 
     @property
     def complete(self) -> bool:
@@ -123,6 +134,10 @@ class Board:
     """Methods that no other beats on every axis and in time."""
     rows: pd.DataFrame
     """The board's rows with the columns that `labelled` adds."""
+    audits: tuple[Audit, ...] = ()
+    """How well each metric that is no cost tells oracles from the known bad."""
+    surprises: tuple[str, ...] = ()
+    """Controls that did not come out as they have to, a sentence each."""
 
     @property
     def title(self) -> str:
@@ -214,9 +229,12 @@ def untuned(label: str) -> str:
 
 
 def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
+    rows = classified(rows)
     first = rows.iloc[0]
     columns = _columns(rows)
-    axes = _axes(rows, columns)
+    audited = audits(rows)
+    grey = {audit.metric for audit in audited if audit.grey}
+    axes = _axes(rows, [column for column in columns if column.name not in grey])
     notes = _Notes()
     parts = {str(label): part for label, part in rows.groupby("label", sort=True)}
     lines = [_line(label, part, rows, axes, notes) for label, part in parts.items()]
@@ -225,6 +243,7 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
             line.entries[column.name] = _entry(line, parts[line.method], column, notes)
     ranked, unranked = _ordered(lines, rows, axes)
     _note_doubles(rows, notes)
+    _note_grey(audited, notes)
     return Board(
         task=first["task"],
         params=_difference(first["task_params"], set(of_task["task_params"])),
@@ -244,6 +263,8 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         few=_few(rows),
         front=_front(ranked, rows, axes),
         rows=rows,
+        audits=tuple(audited),
+        surprises=tuple(surprises(rows)),
     )
 
 
@@ -287,6 +308,7 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[st
     distances = distance_per_cell(part, axes)
     complete = n_ok == n_cells and distances["value"].notna().all() and len(distances) == n_cells
     failures = cells["failure"].dropna().value_counts().sort_index()
+    gate = validity(part, n_cells)
     return Line(
         method=label,
         control=bool(part["control"].iloc[0]),
@@ -295,6 +317,8 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[st
         entries={},
         distance=estimate(distances) if complete and axes else None,
         failures={str(k): int(v) for k, v in failures.items()},
+        valid=gate.valid,
+        why=gate.why,
     )
 
 
@@ -605,6 +629,15 @@ def _note_doubles(rows: pd.DataFrame, notes: _Notes) -> None:
         notes.add(
             f"{doubles} cells were measured more than once under different code, weights or versions; their mean is shown."
         )
+
+
+def _note_grey(audited: Sequence[Audit], notes: _Notes) -> None:
+    for audit in audited:
+        if audit.grey:
+            notes.add(
+                f"{audit.metric} tells oracles from known bad models with an AUC of {number(audit.auc)}, under {AUDITED:g}: "
+                "shown, not ranked on."
+            )
 
 
 class _Notes:
