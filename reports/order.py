@@ -19,6 +19,7 @@ import pandas as pd
 from .glossary import number
 from .statistics import MIN_REQUESTS, by_request, interval, percentile_interval, resampled_means
 from .tables import Board, Line, distance_per_cell, untuned
+from .validity import BAD, MIN_ROWS, RULES
 
 REFERENCE = "slug"
 """The primary family is this method against each other one."""
@@ -581,6 +582,52 @@ def standings_table(found: Order) -> pd.DataFrame:
             "worst request": f"{number(s.worst)} {s.worst_request}",
         })  # fmt: skip
     return pd.DataFrame(records)
+
+
+def audit_table(board: Board) -> pd.DataFrame:
+    """How well each metric tells oracles from known bad models, as text."""
+    records = []
+    for audit in board.audits:
+        apart = {f"oracle or {bad}": number(audit.against.get(bad)) for bad in BAD}
+        said = "not audited" if audit.auc is None else "grey: not ranked on" if audit.grey else "tells"
+        records.append({"metric": audit.metric, "verdict": said, "AUC": number(audit.auc)} | apart)
+    return pd.DataFrame(records)
+
+
+def rules_table() -> pd.DataFrame:
+    """The failure classes: the first rule that applies to a finished cell is its class."""
+    return pd.DataFrame([{"class": r.failure, "when": r.says, "source": r.source} for r in RULES])
+
+
+def audit_sentence(board: Board) -> str:
+    """Which metrics were audited, and which failed."""
+    audited = [audit for audit in board.audits if audit.auc is not None]
+    grey = [f"{audit.metric} (AUC {number(audit.auc)})" for audit in audited if audit.grey]
+    if not audited:
+        return f"Metrics are not audited: fewer than {MIN_ROWS} cells of oracles or of known bad models."
+    said = (
+        f"grey, shown but not ranked on: {', '.join(grey)}"
+        if grey
+        else f"all {len(audited)} tell oracles from known bad ones"
+    )
+    return f"Metric audit: {said}."
+
+
+def validity_sentence(board: Board) -> str:
+    """Who may be compared, who fails somewhere, and who misses the gate."""
+    groups: dict[str, list[str]] = {"Valid": [], "Kept enough, but": [], "Not valid": []}
+    for line in (*board.ranked, *board.unranked):
+        classes = line.status.removesuffix("not valid").removesuffix(", ")
+        kind = "Not valid" if line.valid is False else "Valid" if line.status == "valid" else "Kept enough, but"
+        if line.status != "—":
+            groups[kind].append(line.method + (f" ({classes})" if classes and kind != "Valid" else ""))
+    said = [f"{kind}: {', '.join(names)}." for kind, names in groups.items() if names]
+    return " ".join([*said, *board.surprises])
+
+
+def reasons(board: Board) -> list[str]:
+    """Why methods are not valid, a sentence each."""
+    return [f"{x.method}: {x.why}." for x in board.lines if x.why]
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
