@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .glossary import number
-from .statistics import MIN_REQUESTS, by_request, interval, percentile_interval, resampled_means
+from .statistics import MIN_REQUESTS, by_request, crossed, interval, percentile_interval, resampled_means
 from .tables import Board, Line, distance_per_cell, untuned
 from .validity import BAD, MIN_ROWS, RULES
 
@@ -226,8 +226,8 @@ def iman_davenport(table_RM: pd.DataFrame) -> Friedman:
 
     n, k = table_RM.shape
     ranks = table_RM.rank(axis=1).mean()
-    chi2 = float(stats.friedmanchisquare(*table_RM.to_numpy().T).statistic) if k > 2 else math.nan
-    chi2 = 0.0 if math.isnan(chi2) else chi2  # every method ties with every other on every request
+    tied = (table_RM.nunique(axis=1) == 1).all()  # then scipy divides by nothing
+    chi2 = 0.0 if tied else float(stats.friedmanchisquare(*table_RM.to_numpy().T).statistic)
     rest = n * (k - 1) - chi2
     f = (n - 1) * chi2 / rest if rest > 1e-9 else math.inf
     return Friedman(f, float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))), {str(m): float(r) for m, r in ranks.items()})
@@ -504,10 +504,7 @@ def _grid(board: Board, methods: Sequence[str], cells: Callable[[pd.DataFrame], 
         mine = found[found["cell"].isin(board.rows.loc[board.rows["label"] == method, "cell"])]
         table = by_request(mine).reindex(index=asked.index, columns=asked.columns) if len(mine) else asked * np.nan
         tables.append(table.fillna(worst).where(asked.notna()).to_numpy())
-    values = np.stack(tables)
-    if np.isnan(values).any():
-        values = np.nanmean(values, axis=2, keepdims=True)
-    return Grid(tuple(methods), tuple(map(str, asked.index)), values)
+    return Grid(tuple(methods), tuple(map(str, asked.index)), crossed(np.stack(tables)))
 
 
 # ---------------------------------------------------------------- in words

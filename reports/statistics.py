@@ -112,15 +112,20 @@ def resampled_means(values_MRB: np.ndarray, draws: int = DRAWS, seed: int = 0) -
     return total / (n_requests * n_seeds)
 
 
+def crossed(values_MRB: np.ndarray) -> np.ndarray:
+    """The same tables (M, R, B); (M, R, 1), base seeds averaged, where not every request ran on every base model."""
+    return np.nanmean(values_MRB, axis=2, keepdims=True) if np.isnan(values_MRB).any() else values_MRB
+
+
 def rank_ranges(scores: Mapping[str, pd.DataFrame]) -> dict[str, tuple[int, int]]:
-    """The ranks each method may have, 1 being the lowest score, from complete requests x base seeds tables.
+    """The ranks each method may have, 1 being the lowest score, from requests x base seeds tables with the same gaps if any.
 
     From 6 requests on these hold 95 % of paired bootstrap draws over requests and base seeds; below, they are the best
     and the worst rank on any single request and base seed.
     """
     if not scores:
         return {}
-    tables = np.stack([table.to_numpy() for table in scores.values()])
+    tables = crossed(np.stack([table.to_numpy() for table in scores.values()]))
     few = tables.shape[1] < MIN_REQUESTS
     columns = pd.DataFrame(tables.reshape(len(scores), -1) if few else resampled_means(tables))
     tail = 0.0 if few else 0.025

@@ -13,12 +13,13 @@ from statsmodels.stats.multitest import multipletests
 from slugbench.reports import html, markdown, order, text
 from slugbench.reports.tables import boards
 
-# Demsar 2006, table 6: AUC of C4.5, with m tuned, with cf tuned, with both, on fourteen data sets
+# Demsar 2006, table 6: AUC of C4.5, with m tuned, with cf tuned, with both, on fourteen data sets; he ranks the two that
+# print as 0.975 second and third, so a digit is added here
 DEMSAR = 1 - np.array([
     [0.763, 0.768, 0.771, 0.798], [0.599, 0.591, 0.590, 0.569], [0.954, 0.971, 0.968, 0.967], [0.628, 0.661, 0.654, 0.657],
     [0.882, 0.888, 0.886, 0.898], [0.936, 0.931, 0.916, 0.931], [0.661, 0.668, 0.609, 0.685], [0.583, 0.583, 0.563, 0.625],
     [0.775, 0.838, 0.866, 0.875], [1.000, 1.000, 1.000, 1.000], [0.940, 0.962, 0.965, 0.962], [0.619, 0.666, 0.614, 0.669],
-    [0.972, 0.981, 0.975, 0.975], [0.957, 0.978, 0.946, 0.970],
+    [0.972, 0.981, 0.9751, 0.975], [0.957, 0.978, 0.946, 0.970],
 ])  # fmt: skip
 
 
@@ -42,9 +43,9 @@ def board_of(made, distances, n=12, **changes):
 def test_friedman_in_iman_and_davenports_form_is_that_of_demsars_example():
     found = order.iman_davenport(pd.DataFrame(DEMSAR, columns=list("abcd")))
     assert found.mean_ranks == pytest.approx({"a": 3.143, "b": 2.000, "c": 2.893, "d": 1.964}, abs=5e-4)
-    # He has chi2 = 9.28, F = 3.69 and no correction for ties; scipy corrects, and 24 of 56 ranks here are tied or 0.04 off
-    chi2 = stats.friedmanchisquare(*DEMSAR.T).statistic
-    assert found.statistic == pytest.approx(13 * chi2 / (14 * 3 - chi2)) and 3.69 <= found.statistic < 4.2
+    # He has chi2 = 9.28 and F = 3.69. With scipy's correction for ties (one of 4, three of 2), 1 - (60 + 3 x 6) / (14 x 60):
+    chi2 = 9.28 / (1 - 78 / 840)
+    assert found.statistic == pytest.approx(13 * chi2 / (14 * 3 - chi2), abs=0.01)
     assert found.p == pytest.approx(stats.f.sf(found.statistic, 3, 39)) and found.p < 0.05
 
 
@@ -133,7 +134,9 @@ def test_who_is_dominated_agrees_with_moocore():
 
 def test_the_hypervolume_of_a_point_is_moocores():
     gains = np.random.default_rng(6).uniform(0, 1, (5, 4, 2))
-    expected = [[moocore.hypervolume(gains[m, :, d], ref=np.zeros(4), maximise=True) for d in range(2)] for m in range(5)]
+    expected = [
+        [moocore.hypervolume(gains[m, None, :, d], ref=np.zeros(4), maximise=True) for d in range(2)] for m in range(5)
+    ]
     assert order.volumes(gains) == pytest.approx(np.array(expected))
 
 
@@ -167,7 +170,8 @@ def test_kendalls_tau_is_scipys():
 def test_the_primary_family_is_slug_against_each_method(made):
     rng = np.random.default_rng(10)
     hard = rng.uniform(0, 0.1, 12)
-    d = {"slug": hard, "far": hard + 0.3 + rng.normal(0, 0.02, 12), "near": hard + rng.normal(0, 0.001, 12), "wild": rng.uniform(0, 0.2, 12)}  # fmt: skip
+    d = {"slug": hard, "far": hard + 0.3 + rng.normal(0, 0.02, 12), "near": hard + rng.normal(0, 0.001, 12)}
+    d |= {"wild": rng.uniform(0, 0.2, 12)}
     found = order.order(board_of(made, d))
     pairs = {p.method: p for p in found.pairs}
     half = {m: (v - hard) / 2 for m, v in d.items()}  # two axes, of which retaining is perfect
