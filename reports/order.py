@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 
 from .glossary import number
 from .statistics import MIN_REQUESTS, by_request, crossed, interval, percentile_interval, resampled_means
-from .tables import Board, Line, distance_per_cell, untuned
+from .tables import READ, Board, Line, distance_per_cell, untuned
 from .validity import BAD, MIN_ROWS, RULES
 
 REFERENCE = "slug"
@@ -143,6 +144,7 @@ class Order:
     """Kendall's tau of random weightings to the board's order: 2.5 %, median, 97.5 %; null for fewer than two methods."""
 
 
+@lru_cache(maxsize=32)  # by identity: several reports lay out the same boards
 def order(board: Board) -> Order | None:
     """All of it; nothing where no method of the board has a distance to the oracle."""
     lines = [line for line in (*board.ranked, *board.unranked) if _ran(board, line)]
@@ -494,14 +496,16 @@ def _ran(board: Board, line: Line) -> bool:
 
 def _grid(board: Board, methods: Sequence[str], cells: Callable[[pd.DataFrame], pd.DataFrame]) -> Grid | None:
     """`cells` of each method on every request and base model that the board has; the board's worst value in the gaps."""
-    asked = by_request(board.rows.drop_duplicates("cell").assign(value=0.0))
-    found = cells(board.rows)
+    rows = board.rows[READ]
+    asked = by_request(rows.drop_duplicates("cell").assign(value=0.0))
+    found = cells(rows)
     if not found["value"].notna().any():
         return None
     worst = float(found["value"].max())
+    label_of = rows.drop_duplicates("cell").set_index("cell")["label"]
     tables = []
     for method in methods:
-        mine = found[found["cell"].isin(board.rows.loc[board.rows["label"] == method, "cell"])]
+        mine = found[label_of.loc[found["cell"]].to_numpy() == method]
         table = by_request(mine).reindex(index=asked.index, columns=asked.columns) if len(mine) else asked * np.nan
         tables.append(table.fillna(worst).where(asked.notna()).to_numpy())
     return Grid(tuple(methods), tuple(map(str, asked.index)), crossed(np.stack(tables)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -104,12 +105,17 @@ def percentile_interval(draws: np.ndarray, n_requests: int, confidence: float = 
 
 def resampled_means(values_MRB: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Bootstrap means (M, draws) of M tables over the same requests and base seeds, drawn together: they are paired."""
-    generator = np.random.default_rng(seed)
     _, n_requests, n_seeds = values_MRB.shape
-    request_weights = generator.multinomial(n_requests, np.full(n_requests, 1 / n_requests), draws)
-    seed_weights = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), draws)
+    request_weights, seed_weights = _weights(n_requests, n_seeds, draws, seed)
     total = np.einsum("dr,mrb,db->md", request_weights, values_MRB, seed_weights, optimize=True)
     return total / (n_requests * n_seeds)
+
+
+@lru_cache(maxsize=8)  # a page asks for hundreds of intervals over the same few numbers of requests
+def _weights(n_requests: int, n_seeds: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    requests = generator.multinomial(n_requests, np.full(n_requests, 1 / n_requests), draws)
+    return requests, generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), draws)
 
 
 def crossed(values_MRB: np.ndarray) -> np.ndarray:
