@@ -76,8 +76,8 @@ def _order(board: Board) -> list[str]:
     """Who is valid, what the tests say, and, folded, what it rests on."""
     parts = [escaped(order.validity_sentence(board))]
     if (found := order.order(board)) is not None:
-        parts += [escaped(found.primary), table(order.family_table(found), numbers_from=1)]
-        parts += _folded("All axes at once, and the worst requests", table(order.standings_table(found), numbers_from=2))
+        parts += [escaped(found.primary), table(order.family_table(found), numbers_from=2)]
+        parts += _folded("All axes at once, and the worst requests", table(order.standings_table(found), numbers_from=3))
         parts += ["\n".join(f"- {escaped(remark)}" for remark in order.remarks(found))]
     return [
         *parts,

@@ -2,7 +2,7 @@
 
 Nothing here is one number to rank by: pairwise differences with tests that know their limits, who is beaten on every axis
 at once, how the worst requests look, and how much of an order is owed to the weights. Sampling units are requests,
-averaged over base models; a cell that did not finish has the worst value seen on the board.
+averaged over base models; a cell that did not finish, or lacks a value, has the worst value seen on the board.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ class Order:
     """All that can be said about a board's order."""
 
     grid: Grid
+    status: Mapping[str, str]
+    """Of each method: whether it is valid, and its failure classes."""
     axes: tuple[str, ...]
     reference: str | None
     primary: str
@@ -154,15 +156,17 @@ def order(board: Board) -> Order | None:
     if distance is None:
         return None
     tested = contestants(distance.methods)
-    reference = next((m for m in tested if untuned(m).split("(")[0] == REFERENCE), None)
+    reference = reference_of(tested)
     pairs = primary_family(distance, reference, tested) if reference else ()
     table = distance.per_request()[list(tested)]
     p_values = all_pairs(table)
-    friedman = iman_davenport(table) if len(tested) > 2 and len(table) >= PRIMARY_REQUESTS else None
+    enough = p_values is not None or len(table) >= PRIMARY_REQUESTS
+    friedman = iman_davenport(table) if len(tested) > 2 and enough else None
     losses, axes = _losses(board, distance.methods)
     by_axes = _normalised(board, losses, axes)
     return Order(
         grid=distance,
+        status={line.method: line.status for line in lines},
         axes=axes,
         reference=reference,
         primary=_primary_sentence(reference, pairs, len(table), len(tested)),
@@ -181,6 +185,12 @@ def contestants(methods: Sequence[str]) -> tuple[str, ...]:
     """The methods to be tested against each other: of one that was tuned, the tuned variant alone."""
     tuned = {untuned(m) for m in methods if untuned(m) != m}
     return tuple(m for m in methods if m not in tuned)
+
+
+def reference_of(methods: Sequence[str]) -> str | None:
+    """The reference's label: of several variants the plainest one by name, never the one that came out best."""
+    variants = [m for m in methods if untuned(m).split("(")[0] == REFERENCE]
+    return min(variants, key=lambda m: (untuned(m) != REFERENCE, m), default=None)
 
 
 # ---------------------------------------------------------------- tests
@@ -339,7 +349,7 @@ def volumes(gains_MKX: np.ndarray) -> np.ndarray:
 def _losses(board: Board, methods: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """What each method loses on each axis (M, K, R, B), and the axes."""
     grey = {audit.metric for audit in board.audits if audit.grey}
-    relearn = [c.name for c in board.columns if re.match("relearn", c.name)][:1]
+    relearn = sorted(c.name for c in board.columns if re.fullmatch(r"relearn(_gap)?(@\d+)?", c.name))[-1:]
     peak = [m for m in BYTES if (c := board.column(m)) and _any_value(board, c.name)][:1]
     wanted = [m for m in (*board.axes[:2], "near_gap", *relearn, "t_total", *peak) if m not in grey]
     grids = {m: _grid(board, methods, lambda part, m=m: loss_per_cell(part, m)) for m in dict.fromkeys(wanted)}  # type: ignore[misc]
@@ -496,19 +506,18 @@ def _ran(board: Board, line: Line) -> bool:
 
 def _grid(board: Board, methods: Sequence[str], cells: Callable[[pd.DataFrame], pd.DataFrame]) -> Grid | None:
     """`cells` of each method on every request and base model that the board has; the board's worst value in the gaps."""
-    rows = board.rows[READ]
-    asked = by_request(rows.drop_duplicates("cell").assign(value=0.0))
-    found = cells(rows)
-    if not found["value"].notna().any():
+    found = cells(board.rows[READ]).set_index("cell")["value"].dropna()
+    if found.empty:
         return None
-    worst = float(found["value"].max())
-    label_of = rows.drop_duplicates("cell").set_index("cell")["label"]
-    tables = []
-    for method in methods:
-        mine = found[label_of.loc[found["cell"]].to_numpy() == method]
-        table = by_request(mine).reindex(index=asked.index, columns=asked.columns) if len(mine) else asked * np.nan
-        tables.append(table.fillna(worst).where(asked.notna()).to_numpy())
-    return Grid(tuple(methods), tuple(map(str, asked.index)), crossed(np.stack(tables)))
+    worst = float(found.max())
+    every = board.rows[READ].drop_duplicates("cell")
+    # cell by cell, since the other method seeds of a failed cell may have finished
+    every = every.assign(value=every["cell"].map(found).astype(float).fillna(worst))
+    asked = by_request(every)
+    tables = {str(label): by_request(part) for label, part in every.groupby("label")}
+    aligned = [tables[m].reindex(index=asked.index, columns=asked.columns).fillna(worst) for m in methods]
+    values = np.stack([table.where(asked.notna()).to_numpy() for table in aligned])
+    return Grid(tuple(methods), tuple(map(str, asked.index)), crossed(values))
 
 
 # ---------------------------------------------------------------- in words
@@ -523,12 +532,10 @@ def _primary_sentence(reference: str | None, pairs: Sequence[Pair], n: int, k: i
     if n < least:
         return f"Not resolvable: n = {n}, {least} are needed to compare {reference} with {_counted(k - 1, 'method')}."
     nearer, farther = ([p.method for p in pairs if p.p_holm < ALPHA and side * p.difference > 0] for side in (1, -1))
-    open_ = len(pairs) - len(nearer) - len(farther)
     said = [f"nearer to the oracle than {', '.join(nearer)}"] * bool(nearer)
     said += [f"farther than {', '.join(farther)}"] * bool(farther)
-    said += [f"not told apart from {_counted(open_, 'other') if nearer or farther else _counted(open_, 'method')}"] * bool(
-        open_
-    )
+    rest = _counted(len(pairs) - len(nearer) - len(farther), "other" if said else "method")
+    said += [f"not told apart from {rest}"] * (not rest.startswith("0"))
     return f"{reference} is {'; '.join(said)} (n = {n}, exact Wilcoxon tests after Holm, 5 %)."
 
 
@@ -551,6 +558,7 @@ def family_table(found: Order) -> pd.DataFrame:
     records = [
         {
             "method": p.method,
+            "status": found.status[p.method],
             f"distance less {found.reference}'s": f"{p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}]",
             "p (Holm)": f"{p.p_holm:.3f}" if p.p_holm >= 0.001 else "< 0.001",
             "nearer / equal / farther": " / ".join(f"{v:.2f}" for v in p.rope),
@@ -574,6 +582,7 @@ def standings_table(found: Order) -> pd.DataFrame:
         volume = _value(s.volume, s.volume_low, s.volume_high)
         records.append({
             "method": s.method,
+            "status": found.status[s.method],
             "beaten by": _some(s.dominated_by),
             "P(not beaten)": "—" if s.non_dominated is None else f"{s.non_dominated:.2f}",
             "hypervolume": volume + (f" (nothing on {', '.join(s.empty_on)})" if s.empty_on else ""),
@@ -661,6 +670,9 @@ def remarks(found: Order) -> list[str]:
         if without.turned:
             pairs = _some([f"{b} before {a}" for a, b in without.turned])
             said.append(f"Without {without.axis} the order by hypervolume turns: {pairs}.")
+    if found.without:
+        each = ", ".join(f"{w.axis} {'—' if math.isnan(w.tau) else f'{w.tau:.2f}'}" for w in found.without)
+        said.append(f"Kendall tau of the order by hypervolume to that without an axis: {each}.")
     if found.without and not any(w.turned for w in found.without) and len(found.grid.requests) >= MIN_REQUESTS:
         said.append("No axis turns a resolved pair of the order by hypervolume when it is left out.")
     return said

@@ -32,7 +32,7 @@ AS_FAST = 0.95
 RECOVERIES: tuple[tuple[str, float], ...] = (
     (r"relearn(_gap)?(@\d+)?", 0.25),  # forget accuracy after it: edits 0.69 to 0.81, oracles 0.20 to 0.32 in a pilot
     (r"resurge(_gap)?(@\d+)?", 0.25),
-    (r"quant_w\d+", 0.10),
+    (r"(fa|quant)_w\d+", 0.10),
 )
 """Metrics of attacks (patterns of the whole name) that measure what of the target answers again, and the gap to the oracles
 under the same attack from which on it has come back."""
@@ -107,9 +107,8 @@ def _masked(cells: Cells) -> pd.Series:
 
 
 def _over_generalised(cells: Cells) -> pd.Series:
-    near, far = cells.first(("ra_near@1",)), cells.first(("ra_far@1",))
     beside = cells.gap("near_gap") > _noise(cells("near_gap", "oracle_sd"))
-    return (cells.lost(near) | beside) & ~cells.lost(far)
+    return (cells.lost("ra_near@1") | beside) & ~cells.lost("ra_far@1")
 
 
 def _recoverable(cells: Cells) -> pd.Series:

@@ -198,6 +198,12 @@ def test_a_tuned_method_is_tested_in_its_tuned_variant_alone():
     assert order.contestants(labels) == ("ga (tuned)", "salun(keep=0.3)", "slug (tuned, steps=2)")
 
 
+def test_the_reference_is_chosen_by_name_and_not_by_its_result():
+    assert order.reference_of(["slug(steps=9)", "ga", "slug(steps=2)"]) == "slug(steps=2)"
+    assert order.reference_of(["slug(steps=9)", "slug (tuned)", "slug_like"]) == "slug (tuned)"
+    assert order.reference_of(["ga", "slug_like"]) is None
+
+
 def test_a_failure_has_the_worst_value_of_the_board(made):
     rows = [x for i in range(12) for m, d in (("slug", 0.1), ("ga", 0.05), ("noise", 0.9)) if (m, i) != ("ga", 3)
             for x in scored(made, m, f"q{i:02d}", d)]  # fmt: skip
@@ -208,6 +214,20 @@ def test_a_failure_has_the_worst_value_of_the_board(made):
     assert found.grid.per_request().loc["q03", "ga"] == pytest.approx(0.9 / 2)
     ga = next(s for s in found.standings if s.method == "ga")
     assert (ga.worst_request, ga.worst) == ("q03", pytest.approx(0.45))
+
+
+def test_a_failure_on_one_method_seed_is_not_averaged_away(made):
+    rows = [x for i in range(12) for m in ("slug", "ga") for x in scored(made, m, f"q{i:02d}", 0.1, method_seed=0)]
+    rows += made.cells("identities", "q03", "ga", method_seed=1, status="timeout", error="X: y")
+    rows += scored(made, "noise", "q03", 0.9)
+    found = order.order(boards(made.table(rows), [])[0])
+    assert found.grid.per_request().loc["q03", "ga"] == pytest.approx((0.1 + 0.9) / 2 / 2)
+
+
+def test_methods_that_all_lie_beyond_the_worst_control_have_no_order_by_volume(made):
+    found = order.order(board_of(made, {"slug": 0.5, "ga": 0.6, "original": 0.4}))
+    assert {s.volume for s in found.standings} == {0.0}
+    assert any("t_total —" in remark for remark in order.remarks(found))
 
 
 def test_requests_that_ran_on_different_base_models_count_once_each(made):
@@ -235,6 +255,7 @@ def test_the_axis_that_turns_the_order_is_named(made):
     found = order.order(board)
     turned = {w.axis: w.turned for w in found.without}
     assert turned["t_total"] == (("slug", "slow"),) and turned["ra@1"] == ()
+    assert found.status["slow"] == "valid" and "status" in order.standings_table(found)
     assert "Without t_total the order by hypervolume turns: slow before slug." in order.remarks(found)
 
 

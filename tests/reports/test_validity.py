@@ -7,7 +7,7 @@ from slugbench.reports.tables import boards, control_names, labelled
 from slugbench.reports.validity import RULES, auc, audits, classified, surprises, validity
 
 ORACLE = {"fa@1": 0.02, "ra@1": 0.85, "ra_near@1": 0.85, "ra_far@1": 0.85, "near_gap": 0.0, "util@1": 0.9, "ks_d": 0.2,
-          "relearn@5": 0.3, "quant_w4": 0.02}  # fmt: skip
+          "relearn@5": 0.3, "quant_w4": 0.02, "fa_w4": 0.02}  # fmt: skip
 BETTER = {"ra@1": "higher", "ra_near@1": "higher", "ra_far@1": "higher", "util@1": "higher", "ks_d": "lower"}
 ORIGINAL = {"fa@1": 0.9, "ra@1": 0.87, "ra_near@1": 0.87, "ra_far@1": 0.87, "near_gap": 0.0, "util@1": 0.9, "ks_d": 0.9,
             "relearn@5": 0.9, "bytes_delta": 0.0}  # fmt: skip
@@ -56,6 +56,7 @@ def failure(made, *rows, of="slug"):
         ({"relearn_at_5": 0.7}, "recoverable"),  # 40 points above the oracles after the same attack
         ({"relearn_at_5": 0.5}, None),
         ({"quant_w4": 0.2}, "recoverable"),
+        ({"fa_w4": 0.2}, "recoverable"),
         ({"quant_w4": 0.2, "fa_at_1": 0.3}, None),  # it was not forgotten, so nothing has come back
     ],
 )
