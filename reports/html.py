@@ -12,7 +12,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, figures, glossary, tables, tuning
+from . import facts, figures, glossary, order, tables, tuning
 from .tables import Board
 
 CAPTIONS = {
@@ -57,6 +57,7 @@ def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
         signed=glossary.signed,
         about=glossary.about,
         tables=tables,
+        order=order,
         anchor=figures.slug_of,
         key=_key,
         troubled=tables.troubled(frame, runs).to_dict("records"),

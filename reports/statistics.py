@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -92,31 +93,45 @@ def interval(values_RB: np.ndarray, confidence: float = 0.95) -> tuple[float, fl
         Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007. Hesterberg, What teachers should know about
         the bootstrap, The American Statistician 2015, its section on expanded percentile intervals.
     """
-    means = resampled_means(values_RB[None])[0]
-    tail = _expanded_tail(len(values_RB), (1 - confidence) / 2)
-    low, high = np.quantile(means, [tail, 1 - tail])
+    return percentile_interval(resampled_means(values_RB[None])[0], len(values_RB), confidence)
+
+
+def percentile_interval(draws: np.ndarray, n_requests: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentiles of bootstrap draws over `n_requests` requests, moved outwards as `interval` says."""
+    tail = _expanded_tail(n_requests, (1 - confidence) / 2)
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def resampled_means(values_MRB: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Bootstrap means (M, draws) of M tables over the same requests and base seeds, drawn together: they are paired."""
-    generator = np.random.default_rng(seed)
     _, n_requests, n_seeds = values_MRB.shape
-    request_weights = generator.multinomial(n_requests, np.full(n_requests, 1 / n_requests), draws)
-    seed_weights = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), draws)
+    request_weights, seed_weights = _weights(n_requests, n_seeds, draws, seed)
     total = np.einsum("dr,mrb,db->md", request_weights, values_MRB, seed_weights, optimize=True)
     return total / (n_requests * n_seeds)
 
 
+@lru_cache(maxsize=8)  # a page asks for hundreds of intervals over the same few numbers of requests
+def _weights(n_requests: int, n_seeds: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    requests = generator.multinomial(n_requests, np.full(n_requests, 1 / n_requests), draws)
+    return requests, generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), draws)
+
+
+def crossed(values_MRB: np.ndarray) -> np.ndarray:
+    """The same tables (M, R, B); (M, R, 1), base seeds averaged, where not every request ran on every base model."""
+    return np.nanmean(values_MRB, axis=2, keepdims=True) if np.isnan(values_MRB).any() else values_MRB
+
+
 def rank_ranges(scores: Mapping[str, pd.DataFrame]) -> dict[str, tuple[int, int]]:
-    """The ranks each method may have, 1 being the lowest score, from complete requests x base seeds tables.
+    """The ranks each method may have, 1 being the lowest score, from requests x base seeds tables with the same gaps if any.
 
     From 6 requests on these hold 95 % of paired bootstrap draws over requests and base seeds; below, they are the best
     and the worst rank on any single request and base seed.
     """
     if not scores:
         return {}
-    tables = np.stack([table.to_numpy() for table in scores.values()])
+    tables = crossed(np.stack([table.to_numpy() for table in scores.values()]))
     few = tables.shape[1] < MIN_REQUESTS
     columns = pd.DataFrame(tables.reshape(len(scores), -1) if few else resampled_means(tables))
     tail = 0.0 if few else 0.025

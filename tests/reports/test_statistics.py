@@ -99,6 +99,11 @@ def test_ranks_of_few_requests_are_those_seen_on_single_ones():
     assert rank_ranges(scores) == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
 
 
+def test_requests_that_ran_on_different_base_models_have_ranks_too():
+    gaps = pd.DataFrame([[0.1, np.nan], [np.nan, 0.2], [0.1, 0.3]])
+    assert rank_ranges({"a": gaps, "b": gaps + 0.01}) == {"a": (1, 1), "b": (2, 2)}
+
+
 def test_ranks_of_many_requests_are_paired():
     rng = np.random.default_rng(5)
     hard = rng.normal(0.5, 0.2, (12, 1))  # what makes a request hard is shared, so b is behind a on every draw
