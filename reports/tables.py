@@ -127,7 +127,7 @@ class Board:
     """The metrics whose distances to the oracle make the order; empty where it cannot be had."""
     ranked: tuple[Line, ...]
     unranked: tuple[Line, ...]
-    """Methods with unfinished cells, or without a distance to the oracle."""
+    """Methods that do not pass the gate, have unfinished cells, or have no distance to the oracle."""
     controls: tuple[Line, ...]
     order: str
     """How the methods are ordered, in a sentence or two."""
@@ -387,10 +387,15 @@ def distance_per_cell(part: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 
 
 def _ordered(lines: Sequence[Line], parts: Mapping[str, pd.DataFrame], axes: Sequence[str]) -> tuple[list[Line], list[Line]]:
-    """Methods with a distance, nearest to the oracle first, and the others by name, complete ones first."""
-    methods = [line for line in lines if not line.control]
-    ranked = sorted((x for x in methods if x.distance is not None), key=lambda x: (x.distance.value, x.method))  # type: ignore[union-attr]
-    unranked = sorted((x for x in methods if x.distance is None), key=lambda x: (not x.complete, x.method))
+    """Methods that pass the gate, nearest to the oracle first; then the others, likewise, unfinished ones last."""
+
+    def place(line: Line) -> tuple[bool, float, str]:
+        known = line.distance is not None and line.distance.value is not None
+        return not known, line.distance.value if known else 0.0, line.method  # type: ignore[union-attr,return-value]
+
+    methods = sorted((line for line in lines if not line.control), key=place)
+    ranked = [x for x in methods if x.distance is not None and x.valid is not False]
+    unranked = [x for x in methods if x.distance is None or x.valid is False]
     tables = {x.method: by_request(distance_per_cell(parts[x.method], axes)) for x in ranked}
     ranges = rank_ranges(tables)
     return [replace(x, ranks=ranges[x.method]) for x in ranked], unranked
@@ -553,10 +558,11 @@ def _order_sentence(axes: Sequence[str], ranked: Sequence[Line], controls: Seque
     if not axes:
         return "No metric has an oracle value on every request, so the methods are listed by name and not ordered."
     if not ranked:
-        return "No method has finished every cell, so there is no order."
+        return "No method has finished every cell and kept what it should, so there is no order."
     sentence = (
         f"Ordered by the mean distance to the retrained model over {_listed(axes)}: a way to read the table, not a verdict. "
-        "Where higher is better only what is missing counts. The rank is the span of ranks that the requests at hand allow."
+        "Where higher is better only what is missing counts. Methods that did not keep what they should are not ordered. "
+        "The rank is the span of ranks that the requests at hand allow."
     )
     best = ranked[0].distance
     ahead = sorted(c.method for c in controls if c.distance and best and c.method != "oracle" and _at_most(c.distance, best))

@@ -191,7 +191,7 @@ class Validity(NamedTuple):
     """Whether a method may be compared, and in a few words why not."""
 
     valid: bool | None
-    """Null where no metric on what is kept has an oracle."""
+    """Null where no metric on what is kept has an oracle, or where there are too few requests to say."""
     why: str
 
 
@@ -199,7 +199,8 @@ def validity(part: pd.DataFrame, n_cells: int) -> Validity:
     """The gate, for the rows of one method on one board that was asked for `n_cells` cells.
 
     Valid: every cell finished and has the retain metric, and the lower end of the interval of its difference to the
-    oracles is at least -`GATE`; where there are too few requests for an interval, the lowest end of any cell's own.
+    oracles is at least -`GATE`. Where there are too few requests for an interval, the lowest end of any cell's own stands
+    in for it; below -`GATE` it leaves the question open, unless the difference itself lies there.
     """
     cells = part.drop_duplicates("cell")
     n_ok = int(cells["status"].eq("ok").sum())
@@ -218,8 +219,11 @@ def validity(part: pd.DataFrame, n_cells: int) -> Validity:
     low = found.value if found.low is None else found.low
     if low >= -GATE:
         return Validity(True, "")
+    if found.value < -GATE:
+        return Validity(False, f"{metric} lies {number(-found.value)} under the oracles")
+    few = found.spread != "interval"
     where = f"{metric} may lie {number(-low)} under the oracles, {GATE:g} are allowed"
-    return Validity(False, where if found.value >= -GATE else f"{metric} lies {number(-found.value)} under the oracles")
+    return Validity(None if few else False, f"{where}; too few requests to say" if few else where)
 
 
 def surprises(rows: pd.DataFrame) -> list[str]:
