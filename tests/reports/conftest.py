@@ -1,6 +1,7 @@
 """A made-up run: two tasks, controls, a timeout, a skip, null values; plausible, and the same every time."""
 
 import json
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -135,7 +136,7 @@ def _values(known, scores, oracle, joint, rng):
 
 
 def _costs(method, rng):
-    total = SECONDS[method] * float(rng.uniform(0.9, 1.1))
+    total = SECONDS.get(method, 1.0) * float(rng.uniform(0.9, 1.1))
     costs = {"t_prepare": 0.2 * total, "t_search": 0.5 * total, "t_apply": 0.3 * total, "t_total": total,
              "n_forget_read": 1024, "n_retain_read": 20480,
              "n_evals": 14, "peak_rss_bytes": 9.1e8, "bytes_delta": 16384.0 if method == "slug" else 1.1e6}  # fmt: skip
@@ -144,10 +145,74 @@ def _costs(method, rng):
     return [*rows, {"metric": "peak_device_bytes", "unit": "B", "better": "lower", "note": "no accelerator: ran on the CPU"}]
 
 
+OURS = [
+    "slug",
+    "salun",
+    "salun_slug",
+    "random_label",
+    "ga",
+    "gaft",
+    "neggrad_plus",
+    "scrub",
+    "l1_sparse",
+    "ssd",
+    "svd",
+    "ft",
+]
+
+
+def large(n_requests=12, base_seeds=(0, 1, 2), n_methods=20, trouble=True):
+    """Many methods: all of ours, then plug-ins; costs over decades, relearning curves, one method with a lost cell."""
+    rng = np.random.default_rng(11)
+    methods = [*OURS, *(f"plugin_{chr(97 + i)}" for i in range(n_methods))][:n_methods]
+    scores = {
+        m: (*rng.uniform([0.0, 0.55], [0.3, 0.92]), 0.0, 0.0, 0.0, 0.0, 0.96, rng.uniform(0.45, 0.7), 0.4) for m in methods
+    }
+    scores |= {m: SCORES["identities"][m] for m in ("original", "oracle", "mask", "noise")}
+    seconds = {m: SECONDS.get(m, 10 ** rng.uniform(-0.5, 2.2)) for m in scores}
+    rows = []
+    for i, base_seed, method in product(range(n_requests), base_seeds, scores):
+        who = {"targets": json.dumps([f"person {i}"]), "failure": FAILURES.get(method)}
+        request = ("request-{:02d}", "person-{:02d}")[i % 2].format(i)
+        if trouble and (i, base_seed, method) == (3, 1, "scrub"):
+            rows += cells("identities", request, method, base_seed, status="oom", error="Memory: 3 GB", **who)
+            continue
+        values = _values(IDENTITIES, scores[method], scores["oracle"], False, rng)
+        costs = [row for row in _costs(method, rng) if not row["metric"].startswith(("t_", "peak"))]
+        spread = seconds[method] * rng.uniform(0.85, 1.2)
+        costs += [{"metric": "t_total", "value": spread, "unit": "s", "better": "lower"}]
+        costs += [{"metric": "peak_rss_bytes", "value": 6e8 + 3e7 * spread, "unit": "B", "better": "lower"}]
+        rows += cells(
+            "identities", request, method, base_seed, metrics=values + costs + _relearned(scores[method][0], rng), **who
+        )
+    return table(rows)
+
+
+def _relearned(start, rng):
+    """Forget accuracy that comes back, at 0 to 50 steps."""
+    facts = {"better": "oracle", "chance": 1 / 64, "oracle_sd": 0.03}
+    speed = 0.05 + start / 3
+    return [
+        facts
+        | {
+            "metric": f"relearn@{n}",
+            "value": float(np.clip(start + (0.9 - start) * (1 - np.exp(-speed * n)) + rng.normal(0, 0.03), 0, 1)),
+        }
+        | {"oracle_mean": 0.01 + 0.3 * (1 - np.exp(-n / 20))}
+        for n in (0, 5, 10, 20, 50)
+    ]
+
+
 @pytest.fixture(scope="session")
 def made():
     """The makers, for tests that want rows of their own."""
-    return SimpleNamespace(cells=cells, table=table, plausible=plausible, EVIL=EVIL)
+    return SimpleNamespace(cells=cells, table=table, plausible=plausible, large=large, EVIL=EVIL)
+
+
+@pytest.fixture(scope="session")
+def crowd():
+    """12 requests x 3 base models x 20 methods and the controls."""
+    return large()
 
 
 @pytest.fixture(scope="session")
