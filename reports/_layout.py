@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def marker_props(look: Look, *, hollow: bool = False) -> dict[str, Any]:
     hollow = hollow and look.marker != "*"
     props: dict[str, Any] = {"marker": look.marker, "mfc": PAPER if hollow else look.color, "mfcalt": PAPER}
     edge = INK if look.ringed else look.color if hollow or look.fill != "full" else PAPER
-    return props | {"mec": edge, "mew": 0.9 if edge != PAPER else 0.5, "fillstyle": "full" if hollow else look.fill}
+    return props | {"mec": edge, "mew": 0.9 if edge != PAPER else 0.3, "fillstyle": "full" if hollow else look.fill}
 
 
 # ---------------------------------------------------------------- names
@@ -157,11 +158,32 @@ def name_ends(ax: Axes, spots: Sequence[Spot], *, own: bool) -> None:
         return legend({ax: spots}, own=own)
     ordered = sorted(spots, key=lambda spot: spot.at[1])
     ends = np.array([ax.transData.transform(spot.at)[1] for spot in ordered])
-    for spot, height in zip(ordered, _apart(ends, row, frame.y0 + row / 2, frame.y1), strict=True):
+    heights = _apart(ends, row, frame.y0 + row / 2, frame.y1)
+    if np.abs(heights - ends).max() > 3 * row:
+        return legend({ax: spots}, own=own)
+    for spot, height in zip(ordered, heights, strict=True):
         share = (height - frame.y0) / frame.height
-        line = {"arrowstyle": "-", "color": spot.look.color, "lw": 0.5, "shrinkA": 0, "shrinkB": 3}
+        line = {"arrowstyle": "-", "color": spot.look.color, "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
         ax.annotate(spot.text, spot.at, (1.06, share), xycoords="data", textcoords="axes fraction",
                     va="center", ha="left", fontsize=_small(), arrowprops=line, annotation_clip=False)  # fmt: skip
+
+
+def name_level(ax: Axes, height: float, text: str, spots: Sequence[Spot]) -> None:
+    """A dashed line across with its name at the end, above or below, where fewest points are hidden."""
+    ax.axhline(height, color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    renderer = _drawn(ax)
+    marks = [(x - 9, y - 9, x + 9, y + 9) for x, y in (ax.transData.transform(spot.at) for spot in spots)]
+    marks += [other.get_window_extent(renderer).extents for other in ax.texts]
+    props: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": MUTED, "fontsize": _small()}
+    tried = []
+    for end, up in product((1, 0), (True, False)):
+        side: Any = {"ha": "right" if end else "left", "va": "bottom" if up else "top"}
+        tried.append(ax.annotate(text, (end, height), (2 - 4 * end, 1.5 if up else -2), in_layout=False, **props, **side))
+    frame = ax.get_window_extent(renderer).extents
+    costs = [_hidden(each.get_window_extent(renderer).extents, marks, frame) for each in tried]
+    for i, each in enumerate(tried):
+        if i != costs.index(min(costs)):
+            each.remove()
 
 
 def legend(places: Mapping[Axes, Sequence[Spot]], *, own: bool) -> None:
@@ -172,7 +194,9 @@ def legend(places: Mapping[Axes, Sequence[Spot]], *, own: bool) -> None:
     ax = next(iter(places))
     figure = figure_of(ax)
     spots = {spot.text: spot for spots in places.values() for spot in spots}
-    handles = [Line2D([], [], ls="none", ms=4.5, **marker_props(s.look, hollow=s.hollow)) for s in spots.values()]
+    handles = [
+        Line2D([], [], ls="none", ms=4.5 * s.look.size, **marker_props(s.look, hollow=s.hollow)) for s in spots.values()
+    ]
     bounds = figure.bbox if own else ax.get_window_extent()
     each = max(map(len, spots)) * 0.6 * _small() + 14
     look: Any = {
@@ -204,13 +228,14 @@ def _apart(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
 
 def _beside(ax: Axes, spots: Sequence[Spot], *, partly: bool = False) -> tuple[list[Any], bool]:
     """Write each name where it overlaps least with points, bars and names placed before it; the texts, and whether none
-    lies on a point or a name. With `partly` those that would are not written."""
+    lies on a point or a name and few need a line to it. With `partly` those that would are not written."""
     renderer = _drawn(ax)
     scale = figure_of(ax).dpi / 72
     points: list[Any] = [ax.transData.transform(spot.at) for spot in spots]
     solid: list[Box] = [(x - 3.5 * scale, y - 3.5 * scale, x + 3.5 * scale, y + 3.5 * scale) for x, y in points]
     solid += [text.get_window_extent(renderer).extents for text in ax.texts]
     thin = [bar for spot in spots for bar in _bars(ax, spot)]
+    thin += [_padded(line.get_window_extent(renderer).extents) for line in ax.lines if line.is_dashed()]  # straight ones
     frame = ax.get_window_extent(renderer).extents
     artists: list[Any] = []
     fits = True
@@ -233,12 +258,13 @@ def _beside(ax: Axes, spots: Sequence[Spot], *, partly: bool = False) -> tuple[l
         solid.append(box)
         artists.append(text)
         if ring > 1:  # too far off to belong to its point without a line
-            middle = left + size.width / scale / 2, bottom + size.height / scale / 2
-            line = {"arrowstyle": "-", "color": FAINT, "lw": 0.5, "shrinkA": 5, "shrinkB": 3}
-            leader = ax.annotate("", spot.at, middle, textcoords="offset points", arrowprops=line, zorder=2)
+            nearest = np.clip((0, 0), (left, bottom), (left + size.width / scale, bottom + size.height / scale))
+            line = {"arrowstyle": "-", "color": FAINT, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+            leader = ax.annotate("", spot.at, tuple(nearest), textcoords="offset points", arrowprops=line, zorder=2)
             leader.set_in_layout(False)
             artists.append(leader)
-    return artists, fits
+    n_leaders = len(artists) - len(spots)
+    return artists, fits and 4 * n_leaders <= len(spots)  # more of them are a puzzle
 
 
 def _drawn(ax: Axes) -> Any:
@@ -260,12 +286,19 @@ def _bars(ax: Axes, spot: Spot) -> Iterator[Box]:
     for ends in ([(x.low, y.value), (x.high, y.value)], [(x.value, y.low), (x.value, y.high)]):
         if all(v is not None for end in ends for v in end):
             (x0, y0), (x1, y1) = ax.transData.transform(np.array(ends, dtype=float))
-            yield x0 - 1, y0 - 1, x1 + 1, y1 + 1
+            yield _padded((x0, y0, x1, y1))
+
+
+def _padded(box: Box) -> Box:
+    return box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1
 
 
 def _places(width: float, height: float) -> Iterator[tuple[float, float, int]]:
-    """Offsets in points of a text's lower left corner, nearest first, with the ring they lie on."""
-    for ring, away in enumerate((5, 11, 19, 29), start=1):
+    """Offsets in points of a text's lower left corner, nearest first, with the ring they lie on.
+
+    No further out: beside a crowd nobody finds the point that a name belongs to.
+    """
+    for ring, away in enumerate((5, 10, 16), start=1):
         yield away, -height / 2 + 1, ring
         yield -away - width, -height / 2 + 1, ring
         for up in (away - 1, -away - height + 2):

@@ -67,11 +67,9 @@ def look(method: str, *, control: bool = False) -> Look:
     name = untuned(method)
     if control:
         marker = CONTROLS.get(name.split("(")[0]) or _pick(name, ("8", "<", ">", "H"))
-        return Look(MUTED, marker, 1.6 if marker == "*" else 0.9)
-    if name in KNOWN:
-        return Look(*KNOWN[name], ringed=name != method)
-    color, marker, fill = _pick(name, REST)
-    return Look(color, marker, ringed=name != method, fill=fill)
+        return Look(MUTED, marker, 1.8 if marker == "*" else 0.9)
+    color, marker, fill = (*KNOWN[name], FILLS[0]) if name in KNOWN else _pick(name, REST)
+    return Look(color, marker, 1.15 if marker in "^v<>d" else 1.0, ringed=name != method, fill=fill)
 
 
 def looks(lines: Iterable[Line]) -> dict[str, Look]:

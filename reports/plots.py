@@ -48,6 +48,7 @@ from ._layout import (
     mark,
     marker_props,
     name_ends,
+    name_level,
     name_spots,
     name_what_fits,
 )
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows: TypeAlias = "pd.DataFrame | Board"
+RELEARNED = re.compile(r"relearn@\d+")
 AXES = ("layer", "importance", "alignment")
 ENDS = {"original": "untouched original", "oracle": "another oracle"}
 """Controls that cost nothing or have no cost to compare: levels, not points."""
@@ -179,25 +181,25 @@ def _quality_cost(ax: Axes, board: Board, cost: str) -> list[Spot]:
     values = [spot.at[0] for spot in spots]
     column = board.column(cost)
     assert column is not None  # a line has an entry for each column, and no other
-    _cost_axis(ax, column, log=max(values) >= 10 * min(values))
+    _cost_axis(ax, column, decades=np.log10(max(values) / min(values)))
     _draw(ax, spots)
+    top = max(high for x in board.lines if x.distance and (high := x.distance.high or x.distance.value))
+    ax.set(ylim=(-0.03 * top, 1.08 * top), ylabel="mean distance to the oracle (↓)")
     for line in board.controls:
         if line.method in ENDS and line.distance is not None and line.distance.value is not None:
-            _level(ax, line.distance.value, ENDS[line.method], left=line.method == "oracle")
-    top = max(high for x in board.lines if x.distance and (high := x.distance.high or x.distance.value))
-    ax.set(ylim=(0, 1.08 * top), ylabel="mean distance to the oracle (↓)")
+            name_level(ax, line.distance.value, ENDS[line.method], spots)
     return spots
 
 
-def _cost_axis(ax: Axes, column: Column, *, log: bool) -> None:
-    """A label with the unit, and on a log scale plain numbers."""
+def _cost_axis(ax: Axes, column: Column, *, decades: float) -> None:
+    """A label with the unit, and plain numbers on a scale that suits so many decades."""
     bytes_ = is_bytes(column.name, column.unit)
     factor, unit = (1e9, "GB") if bytes_ else (1, unit_of(column.name, column.unit))
     ax.set_xlabel(f"{about(column.name).title}{f' ({unit})' if unit else ''} (↓)")
     ax.margins(x=0.1)
-    if log:
+    if decades >= 1:
         ax.set_xscale("log")
-        ax.xaxis.set_minor_formatter(lambda value, _: _few_minor(value / factor))
+        ax.xaxis.set_minor_formatter(lambda value, _: _few_minor(value / factor) if decades < 2 else "")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value / factor:g}")
 
 
@@ -283,7 +285,7 @@ def relearning(rows: Rows, *, ax: Axes | None = None, width: float = COLUMN) -> 
         NothingToDraw: no such metric was measured.
     """
     board = one_board(rows)
-    columns = {int(c.name.split("@")[1]): c for c in board.columns if re.fullmatch(r"relearn@\d+", c.name)}
+    columns = {int(c.name.split("@")[1]): c for c in board.columns if RELEARNED.fullmatch(c.name)}
     curves = [(x, _curve(x, columns)) for x in board.lines if x.method != "oracle"]
     if not any(curve for _, curve in curves):
         raise NothingToDraw("relearning was not measured: there is no metric relearn@n.")
@@ -354,7 +356,7 @@ def differences(rows: Rows, metric: str | None = None, *, ax: Axes | None = None
         rows: of one board, or the board.
         metric: by default the first axis that the board is ordered by.
         ax: where to draw; by default a new figure.
-        width: of a new figure, in inches.
+        width: of a new figure, in inches, at most.
 
     Raises:
         NothingToDraw: no value of it has an oracle value beside it.
@@ -366,21 +368,27 @@ def differences(rows: Rows, metric: str | None = None, *, ax: Axes | None = None
     gaps = gap_table(board, column.name)
     if not gaps.notna().to_numpy().any():
         raise NothingToDraw(f"no request has an oracle value of {column.name}.")
-    ax = axes_or_new(ax, width, 0.6 + 0.135 * len(gaps))
+    ax = axes_or_new(ax, min(width, max(COLUMN, 1.7 + 0.42 * gaps.shape[1])), 0.7 + 0.135 * len(gaps))
     ax.set_facecolor(FAINT)
-    reach = max(float(np.nanmax(np.abs(gaps.to_numpy()))), 0.01)
+    n_methods = sum(_name(line) in gaps.index for line in board.lines if not line.control)
+    reach = _reach(gaps.iloc[:n_methods] if n_methods else gaps)
     sns.heatmap(gaps, cmap="RdBu_r", vmin=-reach, vmax=reach, linewidths=0.4, linecolor=PAPER, ax=ax, cbar=False)
-    bar = figure_of(ax).colorbar(ax.collections[0], ax=ax, fraction=0.03, pad=0.015, aspect=30)
-    bar.set_label(f"{about(column.name).title} − oracle")
+    clipped = "both" if _reach(gaps) > reach else "neither"
+    bar = figure_of(ax).colorbar(ax.collections[0], ax=ax, fraction=0.03, pad=0.015, aspect=30, extend=clipped)
     bar.outline.set_visible(False)
-    ax.set(xlabel="", ylabel="")
+    ax.set(xlabel="", ylabel="", title=f"{about(column.name).title} − oracle's")
     ax.set_yticks(np.arange(len(gaps)) + 0.5, list(gaps.index), rotation=0)
     ax.tick_params(length=0)
-    n_methods = sum(not line.control for line in board.lines if line.method in gaps.index or _name(line) in gaps.index)
     ax.axhline(n_methods, color=INK, lw=0.8)
     _requests(ax, list(gaps.columns))
     _numbers(ax, gaps, reach)
     return ax
+
+
+def _reach(gaps: pd.DataFrame) -> float:
+    """How far from 0 the values go; those of controls may go further than the colours, which are for the methods."""
+    known = np.abs(gaps.to_numpy())[gaps.notna().to_numpy()]
+    return max(float(known.max()) if len(known) else 0.0, 0.01)
 
 
 def gap_table(board: Board, metric: str) -> pd.DataFrame:
@@ -405,7 +413,7 @@ def _numbers(ax: Axes, gaps: pd.DataFrame, reach: float) -> None:
     for (i, j), value in np.ndenumerate(gaps.to_numpy()):
         if not np.isnan(value):
             text = f"{value:+.2f}".replace("0.", ".").replace("-", "−") if abs(value) >= 0.005 else "0"
-            color = PAPER if abs(value) > 0.65 * reach else INK
+            color = PAPER if abs(value) > 0.6 * reach else INK
             ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7, color=color)
 
 
@@ -424,7 +432,8 @@ def profile(rows: Rows, *, width: float = PAGE) -> Figure:
     import matplotlib
 
     board = one_board(rows)
-    columns = [c for c in board.quality() if any(x.entries[c.name].estimate.value is not None for x in board.lines)]
+    measured = {m for x in board.lines for m, entry in x.entries.items() if entry.estimate.value is not None}
+    columns = [c for c in board.quality() if c.name in measured and not RELEARNED.fullmatch(c.name)]
     lines = [x for x in board.lines if any(x.entries[c.name].estimate.value is not None for c in columns)]
     if not columns or not lines:
         raise NothingToDraw("no metric has a value.")
@@ -501,17 +510,19 @@ def critical_difference(
         p_values.loc[ranks.index, ranks.index],
         alpha=alpha,
         ax=ax,
+        text_h_margin=0.02 * (ranks.max() - ranks.min()),
         label_fmt_left="{label} {rank:.1f}",
         label_fmt_right="{rank:.1f} {label}",
         marker_props={"s": 0},  # one marker for all; each method's own is drawn below
-        elbow_props={"lw": 0.7},
-        crossbar_props={"lw": 2, "color": INK, "solid_capstyle": "butt"},
+        elbow_props={"linewidth": 0.7},
+        crossbar_props={"linewidth": 2, "color": INK, "solid_capstyle": "butt"},
         color_palette={method: each.color for method, each in drawn.items()},
     )
     for text in made["labels"]:
         text.set_color(INK)  # some of the colours are too pale to read
     for method, rank in ranks.items():
         ax.plot(rank, 0, ls="none", ms=5, zorder=5, clip_on=False, **marker_props(drawn[method]))
+    ax.spines["top"].set_visible(True)
     ax.locator_params(axis="x", integer=True)
     return ax
 
@@ -574,13 +585,6 @@ def _join(ax: Axes, spots: Sequence[Spot]) -> None:
     """A thin line through points, from left to right."""
     if len(spots) > 1:
         ax.plot(*zip(*sorted(spot.at for spot in spots), strict=True), color=MUTED, lw=0.8, alpha=0.8, zorder=1.5)
-
-
-def _level(ax: Axes, height: float, text: str, *, left: bool) -> None:
-    ax.axhline(height, color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    side: Any = {"ha": "left" if left else "right", "va": "bottom"}
-    where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (2 if left else -2, 1.5), "textcoords": "offset points"}
-    ax.annotate(text, (0 if left else 1, height), color=MUTED, in_layout=False, **side, **where)
 
 
 def _few_minor(value: float) -> str:
