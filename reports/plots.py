@@ -263,7 +263,7 @@ def non_dominated(losses: np.ndarray, *, ties_stay: bool = False) -> np.ndarray:
     one, other = losses[:, None], losses[None, :]
     with np.errstate(invalid="ignore"):
         lower = other < one
-        beats = lower.all(axis=2) if ties_stay else (other <= one).all(axis=2) & lower.any(axis=2)
+        beats: np.ndarray = lower.all(axis=2) if ties_stay else (other <= one).all(axis=2) & lower.any(axis=2)
     return ~beats.any(axis=1) & ~np.isnan(losses).any(axis=1)
 
 
