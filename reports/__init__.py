@@ -8,26 +8,20 @@ PLOTS = (
     "critical_difference",
     "differences",
     "layer_map",
+    "look",
     "profile",
     "quality_cost",
     "quality_costs",
     "relearning",
+    "style",
     "trade_off",
 )
 
 
 def __getattr__(name: str) -> Any:
-    """Load the figure functions on first use: pandas and more come with them."""
+    """Load the figure functions on first use, since pandas comes with them."""
     if name in PLOTS:
         from . import plots
 
         return getattr(plots, name)
-    if name == "style":
-        from ._layout import style
-
-        return style
-    if name == "look":
-        from .looks import look
-
-        return look
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,11 +21,11 @@ import pandas as pd
 from slugbench.bench import report
 
 from ._layout import figure_of, style
+from ._subject import column_of
 from .looks import FAINT, INDIGO, INK, MUTED, PAPER, WINE
 from .plots import (
     NothingToDraw,
     best_of_k,
-    column_of,
     critical_difference,
     differences,
     memory_of,
@@ -198,6 +198,8 @@ def _written(figure: Figure, folder: Path, name: str, dpi: int) -> list[Path]:
 
     formats: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "svg": {"metadata": {"Date": None}}}
     formats |= {"png": {"dpi": dpi}} if dpi else {}
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # each format would lay it out anew
     with matplotlib.rc_context({"svg.hashsalt": name}):
         for ending, how in formats.items():
             figure.savefig(folder / f"{name}.{ending}", **how)

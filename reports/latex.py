@@ -93,19 +93,20 @@ def table(board: Board, columns: Sequence[Column], suite: str) -> str:
     lines = [
         rf"% Needs \usepackage{{{','.join(PACKAGES)}}}, and with pdflatex \usepackage[T1]{{fontenc}}.",
         r"\begin{table}[t]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         r"\begin{threeparttable}",
         rf"\caption{{{caption(board, suite)}}}",
         rf"\label{{tab:{slug_of(board)}}}",
         rf"\begin{{tabular}}{{@{{}}rl{'c' * (1 + len(columns))}@{{}}}}",
         r"\toprule",
-        row(["rank", "method", r"to oracle $\downarrow$", *(escaped(c.heading) for c in columns)]),
+        row(["rank", "method", "to oracle", *(escaped(c.name) for c in columns)]),
+        row(["", "", r"$\downarrow$", *(escaped(c.heading.removeprefix(c.name).strip()) for c in columns)]),
         r"\midrule",
         *body(board, columns),
         r"\bottomrule",
         r"\end{tabular}",
         r"\begin{tablenotes}[flushleft]\scriptsize",
-        *(rf"\item[{mark}] {text}" for mark, text in notes(board)),
+        *(rf"\item[{mark}] {text}" for mark, text in notes(board, columns)),
         r"\end{tablenotes}",
         r"\end{threeparttable}",
         r"\end{table}",
@@ -122,7 +123,7 @@ def caption(board: Board, suite: str) -> str:
 
 
 def body(board: Board, columns: Sequence[Column]) -> list[str]:
-    """The methods' rows, those that are not ordered after a gap, the controls after a rule."""
+    """The methods' rows; those that are not ordered after a gap, the controls after a rule."""
     tied = {c.name: tied_with_best(board, c) for c in columns}
     first = tied_with_first(board)
     lines: list[str] = []
@@ -140,7 +141,7 @@ def method_rows(
 ) -> list[str]:
     """A method's two rows: numbers, and their spreads; one where nothing has a spread."""
     name = escaped(line.method) + "".join(rf"\tnote{{{mark}}}" for mark in _method_marks(line))
-    best = bool(board.ranked) and line == board.ranked[0]
+    best = line in board.ranked[:1]
     distance = line.distance
     above = [escaped(rank_text(line)).replace("-", "--"), name]
     above.append(_emphasised(_number(distance.value if distance else None), best, line.method in first))
@@ -148,7 +149,8 @@ def method_rows(
     for c in columns:
         entry = line.entries[c.name]
         value = _emphasised(_number(entry.estimate.value, c), entry.best, line.method in tied[c.name])
-        above.append(value + "".join(rf"\rlap{{\tnote{{{escaped(mark)}}}}}" for mark in entry.marks))
+        marks = ",".join(escaped(mark) for mark in entry.marks)
+        above.append(value + (rf"\rlap{{\tnote{{{marks}}}}}" if marks else ""))
         below.append(spread(entry.estimate, c))
     if not any(below):
         return [row(above)]
@@ -183,7 +185,7 @@ def _method_marks(line: Line) -> list[str]:
     return ([] if line.complete else [escaped(INCOMPLETE)]) + ([FAILED] if line.failures else [])
 
 
-def notes(board: Board) -> list[tuple[str, str]]:
+def notes(board: Board, columns: Sequence[Column]) -> list[tuple[str, str]]:
     """(mark, text) pairs: how to read the table, the board's footnotes, and the failure classes."""
     n = board.rows["request"].nunique()
     resolved = (
@@ -199,8 +201,16 @@ def notes(board: Board) -> list[tuple[str, str]]:
         if line.failures
     ]
     found = [("", escaped(read)), ("", escaped(board.order))]
-    found += [(escaped(mark), escaped(sentence)) for mark, sentence in board.notes]
+    hidden = _marks(board, [c for c in board.columns if c not in columns]) - _marks(board, columns)
+    found += [
+        (escaped(mark), escaped(sentence)) for mark, sentence in board.notes if mark == INCOMPLETE or mark not in hidden
+    ]
     return found + ([(FAILED, escaped(f"Failure classes. {'; '.join(failures)}."))] if failures else [])
+
+
+def _marks(board: Board, columns: Sequence[Column]) -> set[str]:
+    """The marks of the footnotes that columns refer to."""
+    return {mark for line in board.lines for c in columns for mark in line.entries[c.name].marks}
 
 
 # ---------------------------------------------------------------- not distinguishable from the best
