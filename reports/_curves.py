@@ -96,7 +96,9 @@ def best_of_k(known: Sequence[Choice], *, width: float = PAGE) -> Figure:
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         for method, how in ((choice.method, choice.how or {}) for choice in known):
             curve, props = how["best_of_k"][name], marker_props(look(method))
-            ax.plot(range(1, len(curve) + 1), curve, color=look(method).color, lw=1, ms=4, markevery=[-1], **props)
+            ax.plot(
+                range(1, len(curve) + 1), curve, color=look(method).color, lw=1, ms=4, markevery=[-1], label=method, **props
+            )
             ax.plot(0, how["default_scores"][name], ls="none", ms=4, **marker_props(look(method), hollow=True))
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.xaxis.set_major_formatter(lambda k, _: "default" if k == 0 else f"{k:g}")

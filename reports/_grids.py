@@ -209,4 +209,7 @@ def critical_difference(
         ax.plot(rank, 0, ls="none", ms=5, zorder=5, clip_on=False, **marker_props(drawn[method]))
     ax.spines["top"].set_visible(True)
     ax.locator_params(axis="x", integer=True)
+    ax.set_xticks([tick for tick in ax.get_xticks() if 1 <= tick <= len(ranks)])
+    for _ in range(2):  # names reach out of the axes by less, the narrower these are: the layout needs a second look
+        figure_of(ax).draw_without_rendering()
     return ax

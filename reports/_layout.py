@@ -144,16 +144,22 @@ def name_spots(places: Mapping[Axes, Sequence[Spot]], *, own: bool) -> None:
 
 
 def name_what_fits(ax: Axes, spots: Sequence[Spot]) -> None:
-    """Write names beside the points, the first first, and leave out those that would lie on another."""
-    _beside(ax, spots, partly=True)
+    """Write names beside points, the first first, and leave out those that would lie on another or on a point of a line."""
+    from matplotlib.patheffects import withStroke
+
+    _drawn(ax)
+    paths = [ax.transData.transform_path(line.get_path()) for line in ax.lines if line.get_linestyle() == "-"]
+    marks = [_around(x, y, 3) for path in paths for x, y in np.asarray(path.vertices).tolist()]
+    lines = [_around(x, y, 3) for path in paths for x, y in np.asarray(path.interpolated(20).vertices).tolist()]
+    for text in _beside(ax, spots, partly=True, hard=marks, soft=lines)[0]:
+        text.set_path_effects([withStroke(linewidth=1.5, foreground=PAPER)])  # readable over the points of other layers
 
 
 def name_ends(ax: Axes, spots: Sequence[Spot], *, own: bool) -> None:
     """Write the names of lines to the right of their ends, pushed apart; a legend below where they are too many."""
-    import matplotlib
 
     renderer = _drawn(ax)
-    frame, row = ax.get_window_extent(renderer), 1.2 * matplotlib.rcParams["xtick.labelsize"] * figure_of(ax).dpi / 72
+    frame, row = ax.get_window_extent(renderer), 1.2 * _small() * figure_of(ax).dpi / 72
     if len(spots) * row > frame.height:
         return legend({ax: spots}, own=own)
     ordered = sorted(spots, key=lambda spot: spot.at[1])
@@ -172,7 +178,7 @@ def name_level(ax: Axes, height: float, text: str, spots: Sequence[Spot]) -> Non
     """A dashed line across with its name at the end, above or below, where fewest points are hidden."""
     ax.axhline(height, color=FAINT, lw=0.8, ls=(0, (4, 3)), zorder=1)
     renderer = _drawn(ax)
-    marks = [(x - 9, y - 9, x + 9, y + 9) for x, y in (ax.transData.transform(spot.at) for spot in spots)]
+    marks = [_around(x, y, 9) for x, y in (ax.transData.transform(spot.at) for spot in spots)]
     marks += [other.get_window_extent(renderer).extents for other in ax.texts]
     props: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": MUTED, "fontsize": _small()}
     tried = []
@@ -226,15 +232,27 @@ def _apart(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarra
     return places
 
 
-def _beside(ax: Axes, spots: Sequence[Spot], *, partly: bool = False) -> tuple[list[Any], bool]:
-    """Write each name where it overlaps least with points, bars and names placed before it; the texts, and whether none
-    lies on a point or a name and few need a line to it. With `partly` those that would are not written."""
+def _beside(
+    ax: Axes, spots: Sequence[Spot], *, partly: bool = False, hard: Sequence[Box] = (), soft: Sequence[Box] = ()
+) -> tuple[list[Any], bool]:
+    """Write each name where it overlaps least with points, bars and names placed before it.
+
+    Args:
+        ax: where.
+        spots: what to name.
+        partly: leave out names that would lie on a point or on a name.
+        hard: what more to keep off.
+        soft: what more to keep off where that is possible.
+
+    Returns:
+        The texts, and whether none lies on a point or a name and few need a line to their point.
+    """
     renderer = _drawn(ax)
     scale = figure_of(ax).dpi / 72
     points: list[Any] = [ax.transData.transform(spot.at) for spot in spots]
-    solid: list[Box] = [(x - 3.5 * scale, y - 3.5 * scale, x + 3.5 * scale, y + 3.5 * scale) for x, y in points]
-    solid += [text.get_window_extent(renderer).extents for text in ax.texts]
-    thin = [bar for spot in spots for bar in _bars(ax, spot)]
+    solid: list[Box] = [_around(x, y, 3.5 * scale) for x, y in points]
+    solid += [*hard, *(text.get_window_extent(renderer).extents for text in ax.texts)]
+    thin = [*soft, *(bar for spot in spots for bar in _bars(ax, spot))]
     thin += [_padded(line.get_window_extent(renderer).extents) for line in ax.lines if line.is_dashed()]  # straight ones
     frame = ax.get_window_extent(renderer).extents
     artists: list[Any] = []
@@ -275,9 +293,11 @@ def _drawn(ax: Axes) -> Any:
 
 
 def _small() -> float:
+    """The size of names, in points: that of the numbers on an axis."""
     import matplotlib
+    from matplotlib.font_manager import FontProperties
 
-    return float(matplotlib.rcParams["xtick.labelsize"])
+    return FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()  # it may be a word
 
 
 def _bars(ax: Axes, spot: Spot) -> Iterator[Box]:
@@ -287,6 +307,10 @@ def _bars(ax: Axes, spot: Spot) -> Iterator[Box]:
         if all(v is not None for end in ends for v in end):
             (x0, y0), (x1, y1) = ax.transData.transform(np.array(ends, dtype=float))
             yield _padded((x0, y0, x1, y1))
+
+
+def _around(x: float, y: float, reach: float) -> Box:
+    return x - reach, y - reach, x + reach, y + reach
 
 
 def _padded(box: Box) -> Box:

@@ -151,7 +151,7 @@ def test_memory_is_the_accelerators_where_it_was_measured(crowd, crowded):
     assert memory_of(crowded) == "peak_rss_bytes"
     few = crowd[crowd["method"].isin({"slug", "oracle"})]
     also = few[few["metric"] == "peak_rss_bytes"].assign(metric="peak_device_bytes")
-    assert memory_of(boards(pd.concat([few, also]), [])[0]) == "peak_device_bytes"
+    assert memory_of(boards(pd.concat([few, also], ignore_index=True), [])[0]) == "peak_device_bytes"
 
 
 def made_up_layers(n=60):
@@ -302,6 +302,13 @@ def test_rows_or_a_board_go_in_and_axes_come_out(joint, frame):
         trade_off(frame)
     with pytest.raises(UsageError, match=r"no metric 'fa'; they have fa@1"):
         trade_off(rows, x="fa")
+
+
+def test_a_style_of_ones_own_works_as_well(joint, crowded):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # sizes are words there, such as medium
+        assert all(t.get_fontsize() == 10 for t in texts(trade_off(joint)))
+        assert relearning(crowded).figure.legends and profile(joint).axes
 
 
 def test_a_board_without_metrics_has_no_figures_and_says_why(made, tmp_path):
