@@ -210,9 +210,11 @@ def legend(places: Mapping[Axes, Sequence[Spot]], *, own: bool) -> None:
         "handlelength": 1, "handletextpad": 0.3, "columnspacing": 0.8, "labelspacing": 0.25, "borderpad": 0.2,
     }  # fmt: skip
     if own:
+        height = figure.get_figheight()
+        figure.set_figheight(height + 1.5 * _small() / 72 * -(-len(spots) // look["ncols"]))  # about; room to lay it out
         made = figure.legend(handles, list(spots), loc="outside lower center", **look)
         renderer = _drawn(ax)
-        figure.set_figheight(figure.get_figheight() + made.get_window_extent(renderer).height / figure.dpi)
+        figure.set_figheight(height + made.get_window_extent(renderer).height / figure.dpi)
     else:
         below = ax.get_window_extent(_drawn(ax)).y0 - ax.get_tightbbox(_drawn(ax)).y0  # type: ignore[union-attr]
         lower = ScaledTranslation(0, -below / figure.dpi - 0.03, figure.dpi_scale_trans)
