@@ -82,7 +82,7 @@ class Relearning:
             curve, unit = self.curve(outcome, n)
             mean = np.trapezoid(np.stack(list(curve.values())), list(curve), axis=0) / self.steps
             values.append(average(f"relearn@{n}", mean, unit, "oracle"))
-        values += [average(f"relearn@{PICTURES[-1]}+{step}", x, unit, "oracle") for step, x in curve.items() if step]
+        values += [average(f"relearn@{PICTURES[-1]}+{step}", x, unit, "oracle") for step, x in curve.items()]
         return values
 
     def curve(self, outcome: Outcome, n: int) -> tuple[dict[int, np.ndarray], np.ndarray]:

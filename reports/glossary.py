@@ -10,7 +10,7 @@ import math
 import re
 from typing import Literal, NamedTuple
 
-Kind = Literal["forget", "retain", "privacy", "distance", "cost", "other"]
+Kind = Literal["forget", "retain", "privacy", "distance", "attack", "features", "curve", "cost", "other"]
 
 
 class About(NamedTuple):
@@ -28,6 +28,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "forget",
         "forget accuracy, top {}",
         "Share of the targets' test images whose own name is among the {} best.",
+    ),
+    (
+        r"fa_worst",
+        "forget",
+        "forget accuracy, worst phrasing",
+        "The highest over ways to put the name that training never used, and the usual one.",
     ),
     (
         r"acc_forget",
@@ -145,6 +151,30 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "closeness to oracles",
         "How far the model's answers are from those of retrained models.",
     ),
+    (
+        r"relearn@(\d+)",
+        "attack",
+        "relearning from {}",
+        "Mean forget accuracy while the first {} training images of each target are learned again, beside retained ones.",
+    ),
+    (r"relearn@\d+\+(\d+)", "curve", "relearning, after {} steps", "A point of the relearning curve."),
+    (r"resurge", "attack", "resurgence", "Forget accuracy after fine-tuning on retained images alone."),
+    (r"fa_w(\d)", "attack", "forget accuracy at {} bits", "With weights rounded to {} bits."),
+    (r"ra_w(\d)", "attack", "retained accuracy at {} bits", "With weights rounded to {} bits."),
+    (r"undo@(\d+)", "attack", "{} % undone", "Forget accuracy of the weights {} % of the way back to the original."),
+    (r"prompt_adv", "attack", "adversarial prompt", "Forget accuracy with words found by search in the name's place."),
+    (r"prompt_inv", "attack", "inverted prompt", "Forget accuracy with the mean of five images in the name's place."),
+    (r"probe", "features", "linear probe", "Share of the targets' images that a classifier trained on the features names."),
+    (r"knn", "features", "nearest neighbours", "Share of the targets' images that the nearest training images name."),
+    (
+        r"cka",
+        "features",
+        "alignment",
+        "Centred kernel alignment with an oracle's features; oracles among themselves beside it.",
+    ),
+    (r"drift", "features", "drift", "Mean of 1 - cosine of a retained image's features before and after."),
+    (r"edit_l2", "features", "size of the change", "Norm of the change of all weights over their norm."),
+    (r"edit_tensors", "features", "tensors changed", "How many parameters differ from the original's."),
     (r"t_prepare", "cost", "preparation", "Seconds for gradients, masks or decompositions."),
     (r"t_search", "cost", "search", "Seconds for choosing steps, layers and stops on the validation split."),
     (r"t_apply", "cost", "editing", "Seconds for changing the weights."),
@@ -164,7 +194,7 @@ RETAIN = ("ra@1", "acc_retain", "ira")
 UTILITY = ("util@1",)
 """Another task on the same model: to have lost it is damage that accuracy on what is kept may not show."""
 PRIVACY = ("mia_sample",)
-ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "other", "cost")
+ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "attack", "features", "other", "curve", "cost")
 BETTER = {"higher": "higher is better", "lower": "lower is better", "oracle": "nearest to the oracle is best"}
 ARROW = {"higher": "↑", "lower": "↓", "oracle": "→R"}
 

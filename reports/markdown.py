@@ -55,8 +55,16 @@ def document(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+FURTHER = {
+    "What still leaks: membership and distance to the oracles.": ("privacy", "distance"),
+    "What comes back: attacks.": ("attack",),
+    "What is left in the features, and how far the weights went.": ("features",),
+}
+"""Tables of their own, and the kinds of metric in them."""
+
+
 def _board(board: Board) -> list[str]:
-    shown = [*(c.name for c in board.quality()), "t_total"]
+    shown = [*(c.name for c in board.main()), "t_total"]
     methods, controls = (part.copy() for part in tables.split(board, shown))
     costs = tables.wide(board, [c.name for c in board.costs()]).drop(columns=["rank", "to oracle"])
     status = [line.status for line in board.lines]
@@ -67,6 +75,9 @@ def _board(board: Board) -> list[str]:
     if len(controls):
         parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=3)]
     parts += [escaped(f"{board.order} {board.few}"), *footnotes(board), *_order(board)]
+    for title, kinds in FURTHER.items():
+        if names := [c.name for c in board.group(*kinds)]:
+            parts += [title, table(tables.wide(board, names).drop(columns=["rank", "to oracle"]), numbers_from=2)]
     if board.costs():
         parts += ["Costs: median over cells (lowest..highest).", table(costs, numbers_from=2)]
     return [part for part in parts if part]

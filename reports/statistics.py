@@ -121,6 +121,24 @@ def percentile_interval(draws: np.ndarray, n_requests: int, confidence: float = 
     return float(low), float(high)
 
 
+def paired_interval(
+    one_RB: np.ndarray, other_RB: np.ndarray, *, sizes: bool = False, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Bootstrap interval of mean(other) - mean(one), two requests x base seeds tables (R, B) drawn together.
+
+    Args:
+        one_RB: without gaps.
+        other_RB: of the same requests and base seeds.
+        sizes: take |mean(other)| - |mean(one)|, for differences to an oracle that are best at 0.
+        confidence: of the interval.
+    """
+    one, other = resampled_means(np.stack([one_RB, other_RB]))
+    gaps = np.abs(other) - np.abs(one) if sizes else other - one
+    tail = _expanded_tail(len(one_RB), (1 - confidence) / 2)
+    low, high = np.quantile(gaps, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def resampled_means(values_MRB: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Bootstrap means (M, draws) of M tables over the same requests and base seeds, drawn together: they are paired."""
     _, n_requests, n_seeds = values_MRB.shape

@@ -26,6 +26,8 @@ from .validity import AUDITED, Audit, audits, classified, surprises, validity
 
 CONTROLS = ("original", "oracle", "mask", "noise", "random_layer", "shuffled")
 """Taken as controls where `run.json` does not name them."""
+HEADS = ("mia_sample", "ks_d")
+"""Of the metrics on membership and on the distance to the oracles those that stand on the board itself."""
 BOARD = ["task", "task_params", "device", "threads", "pool", "joint", "samples"]
 READ = ["label", "control", "cell", "status", "error", "failure", "request", "base_seed", "method_seed", "concurrent"]
 READ += ["metric", "value", "better", "oracle_mean", "oracle_sd", "ci_low", "ci_high", "note"]
@@ -159,16 +161,20 @@ class Board:
         return next((c for c in self.columns if c.name == metric), None)
 
     def quality(self) -> list[Column]:
-        """The columns that are no costs."""
-        return [c for c in self.columns if not c.is_cost]
+        """The columns that are neither costs nor points of a curve."""
+        return [c for c in self.columns if not c.is_cost and about(c.name).kind != "curve"]
+
+    def main(self) -> list[Column]:
+        """The columns of the board itself: forgetting and keeping, and the first of what else may tell; `group` has more."""
+        return [c for c in self.quality() if about(c.name).kind in {"forget", "retain", "other"} or c.name in HEADS]
+
+    def group(self, *kinds: str) -> list[Column]:
+        """The columns of some kinds of metric."""
+        return [c for c in self.columns if about(c.name).kind in kinds]
 
     def costs(self) -> list[Column]:
         """The columns that are costs."""
         return [c for c in self.columns if c.is_cost]
-
-    def leaks(self) -> list[str]:
-        """The names of the metrics on membership and on the distance to the oracles."""
-        return [c.name for c in self.columns if about(c.name).kind in {"privacy", "distance"}]
 
     def images(self, method: str, metric: str) -> str:
         """How many images a method's value of a metric rests on, summed over cells, and in how many concepts."""
