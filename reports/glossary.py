@@ -10,7 +10,7 @@ import math
 import re
 from typing import Literal, NamedTuple
 
-Kind = Literal["forget", "retain", "privacy", "distance", "attack", "features", "curve", "cost", "other"]
+Kind = Literal["forget", "retain", "privacy", "distance", "attack", "features", "detail", "cost", "other"]
 
 
 class About(NamedTuple):
@@ -157,7 +157,8 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "relearning from {}",
         "Mean forget accuracy while the first {} training images of each target are learned again, beside retained ones.",
     ),
-    (r"relearn@\d+\+(\d+)", "curve", "relearning, after {} steps", "A point of the relearning curve."),
+    (r"n_oracles", "detail", "oracles", "How many retrained models the oracle's mean and spread are of."),
+    (r"relearn@\d+\+(\d+)", "detail", "relearning, after {} steps", "A point of the relearning curve."),
     (r"resurge", "attack", "resurgence", "Forget accuracy after fine-tuning on retained images alone."),
     (r"fa_w(\d)", "attack", "forget accuracy at {} bits", "With weights rounded to {} bits."),
     (r"ra_w(\d)", "attack", "retained accuracy at {} bits", "With weights rounded to {} bits."),
@@ -194,7 +195,7 @@ RETAIN = ("ra@1", "acc_retain", "ira")
 UTILITY = ("util@1",)
 """Another task on the same model: to have lost it is damage that accuracy on what is kept may not show."""
 PRIVACY = ("mia_sample",)
-ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "attack", "features", "other", "curve", "cost")
+ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "attack", "features", "other", "detail", "cost")
 BETTER = {"higher": "higher is better", "lower": "lower is better", "oracle": "nearest to the oracle is best"}
 ARROW = {"higher": "↑", "lower": "↓", "oracle": "→R"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -65,6 +65,42 @@ def estimate(cells: pd.DataFrame, *, center: Literal["mean", "median"] = "mean")
         high = float(np.where(np.isnan(high_ends), values, high_ends).max())
         return Estimate(value, low, high, "range", *n)
     return Estimate(value, *interval(grid.to_numpy()), "interval", *n)
+
+
+class Measured(Protocol):
+    """What a row of the table says of a value."""
+
+    value: float
+    better: str
+    oracle_mean: float
+    oracle_sd: float
+    ci_low: float
+    ci_high: float
+
+
+def unlike_oracles(row: Measured, n_oracles: int, confidence: float = 0.95) -> bool:
+    """Whether a cell's value is one that a further oracle of the same request would have at most one time in twenty.
+
+        |value - oracle_mean| > t * oracle_sd * sqrt(1 + 1 / n),   t: Student's, n - 1 degrees of freedom
+
+    and the cell's own interval does not hold the oracles' mean either, since a few oracles may agree by chance. Where
+    higher (lower) is better only being lower (higher) counts, one-sided.
+
+    Args:
+        row: of the table; nulls as NaN.
+        n_oracles: behind its mean and standard deviation; of fewer than two nothing is ever unlike.
+        confidence: of the prediction interval.
+    """
+    from scipy.special import stdtrit
+
+    if n_oracles < 2 or math.isnan(row.oracle_sd) or math.isnan(row.value):
+        return False
+    gap = row.value - row.oracle_mean
+    both = row.better == "oracle"
+    worse = abs(gap) if both else -gap if row.better == "higher" else gap
+    t = stdtrit(n_oracles - 1, (1 + confidence) / 2 if both else confidence)
+    held = not (math.isnan(row.ci_low) or math.isnan(row.ci_high)) and row.ci_low <= row.oracle_mean <= row.ci_high
+    return bool(worse > t * row.oracle_sd * math.sqrt(1 + 1 / n_oracles)) and not held
 
 
 def by_request(cells: pd.DataFrame) -> pd.DataFrame:

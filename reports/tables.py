@@ -20,7 +20,7 @@ import pandas as pd
 from slugbench.bench.frame import SAME_CELL, normalised
 
 from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
-from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
+from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges, unlike_oracles
 from .tuning import Choice, choices
 from .validity import AUDITED, Audit, audits, classified, surprises, validity
 
@@ -33,6 +33,8 @@ READ = ["label", "control", "cell", "status", "error", "failure", "request", "ba
 READ += ["metric", "value", "better", "oracle_mean", "oracle_sd", "ci_low", "ci_high", "note"]
 """The columns that a board's numbers come from: selecting rows takes its time column by column."""
 INCOMPLETE = "†"
+UNLIKE = " ≠R"
+"""After a cell's value that no further oracle would be expected to have."""
 TUNED = " (tuned"
 """In a label what follows the method's name where its parameters are tuned."""
 
@@ -161,8 +163,8 @@ class Board:
         return next((c for c in self.columns if c.name == metric), None)
 
     def quality(self) -> list[Column]:
-        """The columns that are neither costs nor points of a curve."""
-        return [c for c in self.columns if not c.is_cost and about(c.name).kind != "curve"]
+        """The columns that are neither costs nor details, such as points of a curve."""
+        return [c for c in self.columns if not c.is_cost and about(c.name).kind != "detail"]
 
     def main(self) -> list[Column]:
         """The columns of the board itself: forgetting and keeping, and the first of what else may tell; `group` has more."""
@@ -488,18 +490,23 @@ def per_request(board: Board, metrics: Sequence[str] | None = None) -> pd.DataFr
     cells = board.rows.drop_duplicates("cell").assign(place=lambda f: f["label"].map(place))
     cells = cells.sort_values(["request", "base_seed", "place", "method_seed"])
     by_cell = {(r.cell, r.metric): r for r in board.rows.itertuples() if r.metric is not None}
+    counted = board.rows[board.rows["metric"] == "n_oracles"]
+    n_oracles = dict(zip(counted["cell"], counted["value"].astype(int), strict=True))
     records = []
     for cell in cells.itertuples():
         seeds = f"{cell.base_seed}/{cell.method_seed}"
         record = {"request": cell.request, "seeds": seeds, "method": cell.label, "status": cell.failure or cell.status}
-        records.append(record | {c.heading: _row_text(by_cell.get((cell.cell, c.name)), c) for c in columns})
+        n = n_oracles.get(cell.cell, 0)
+        records.append(record | {c.heading: _row_text(by_cell.get((cell.cell, c.name)), c, n) for c in columns})
     return pd.DataFrame.from_records(records)
 
 
-def _row_text(row: Any, column: Column) -> str:
+def _row_text(row: Any, column: Column, n_oracles: int) -> str:
     if row is None or np.isnan(row.value):
         return "—"
     value = number(row.value, column.name, column.unit)
+    if unlike_oracles(row, n_oracles):
+        value += UNLIKE
     if np.isnan(row.ci_low) or np.isnan(row.ci_high):
         return value
     return f"{value} [{number(row.ci_low, column.name, column.unit)}, {number(row.ci_high, column.name, column.unit)}]"
