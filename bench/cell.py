@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import meter as metering
-from .artifacts import digest, write_through
+from .artifacts import cached, digest, write_through
 from .errors import InvalidModel, MissingDependency
 from .intervals import interval
 from .registry import REGISTRY, Entry, load
-from .types import Answers, Cost, Metric, Outcome, Status, Task, Trial, Value
+from .types import Answers, Cost, Metric, Outcome, Status, Task, Trial, Value, needs_model
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,8 @@ def measure(job: Mapping[str, Any]) -> None:
             _save_arrays(trial, answers, Path(job["scratch"]))
             result["cost"] = dataclasses.asdict(cost)
             result["validation"] = _validation(trial.request, model)
-            result["values"] = judge(trial, answers, _metrics(job), model=model, cost=cost, own=_own_oracle(entry, job))
+            own = _own_oracle(entry, job)
+            result["values"] = judge(trial, answers, _metrics(job), keys=_keys(job), model=model, cost=cost, own=own)
     except Exception as error:
         traceback.print_exc()
         verdict = classify(error)
@@ -79,7 +80,8 @@ def rejudge(job: Mapping[str, Any]) -> None:
     _, entry = _method(job)
     answers = load_answers(Path(job["arrays"]))
     cost = Cost(**job["cost"])
-    values = judge(trial, answers, _metrics(job), model=None, cost=cost, own=_own_oracle(entry, job))
+    own = _own_oracle(entry, job)
+    values = judge(trial, answers, _metrics(job), keys=_keys(job), model=None, cost=cost, own=own)
     _save_result({"values": values}, Path(job["scratch"]))
 
 
@@ -195,6 +197,7 @@ def judge(
     answers: Answers,
     metrics: Mapping[str, Metric],
     *,
+    keys: Mapping[str, Mapping[str, str]],
     model: Model | None,
     cost: Cost | None,
     own: int | None,
@@ -205,6 +208,8 @@ def judge(
         trial: the trial.
         answers: of the model to judge.
         metrics: by spec.
+        keys: for each spec all that its reference values depend on besides the oracle: for metrics that need models, which
+            are costly, these are made once and kept in the cache.
         model: the model itself, where it is at hand.
         cost: what it cost, where it is known.
         own: the oracle that the judged model is, which is then left out of its own reference.
@@ -213,11 +218,11 @@ def judge(
         For each metric's spec the facts of its rows.
     """
     others = [s for s in range(len(trial.oracles)) if s != own]
-    outcome = Outcome(trial, answers, tuple(trial.oracles[s] for s in others), model, cost)
+    outcome = Outcome(trial, answers, tuple(trial.oracles[s] for s in others), model, cost, tuple(others))
     rows = {}
     for spec, metric in metrics.items():
         try:
-            references = [_reference(metric, trial, s, [o for o in others if o != s]) for s in others]
+            references = [_reference(metric, trial, s, [o for o in others if o != s], model, keys[spec]) for s in others]
             rows[spec] = [_facts(value, references) for value in metric(outcome)]
         except Exception as error:  # a metric's fault must not cost the cell: its row says what happened
             traceback.print_exc()
@@ -225,16 +230,26 @@ def judge(
     return rows
 
 
-def _reference(metric: Metric, trial: Trial, oracle: int, others: Sequence[int]) -> dict[str, float | None]:
-    """What a metric says of one oracle, judged against the others."""
-    model = trial.oracle_model(oracle) if needs_model(metric) else None
-    outcome = Outcome(trial, trial.oracles[oracle], tuple(trial.oracles[o] for o in others), model)
-    return {value.name: _finite(value.value) for value in metric(outcome)}
+def _reference(
+    metric: Metric, trial: Trial, oracle: int, others: Sequence[int], judged: Model | None, key: Mapping[str, str]
+) -> dict[str, float | None]:
+    """What a metric says of one oracle, judged against the others, and on the device of the model that is judged."""
 
+    def values(model: Model | None) -> dict[str, float | None]:
+        answers = tuple(trial.oracles[o] for o in others)
+        outcome = Outcome(trial, trial.oracles[oracle], answers, model, others=tuple(others))
+        return {value.name: _finite(value.value) for value in metric(outcome)}
 
-def needs_model(metric: Any) -> bool:
-    """Whether a metric reads weights, not just answers; it says so by a class attribute `needs_model = True`."""
-    return bool(getattr(metric, "needs_model", False))
+    if judged is None or not needs_model(metric):
+        return values(None)
+    device = next(judged.parameters()).device
+
+    def make(path: Path) -> None:
+        path.write_text(json.dumps(values(trial.oracle_model(oracle).to(device).eval())))
+
+    content = {**key, "oracle": oracle, "others": list(others)}
+    found: dict[str, float | None] = json.loads(cached("reference", content, make, suffix=".json").read_text())
+    return found
 
 
 def _facts(value: Value, references: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
@@ -319,6 +334,11 @@ def _method(job: Mapping[str, Any]) -> tuple[Any, Entry]:
 
 def _metrics(job: Mapping[str, Any]) -> dict[str, Metric]:
     return {m["spec"]: REGISTRY.create("metric", m["name"], m["params"]) for m in job["metrics"]}
+
+
+def _keys(job: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """By spec, all that a metric's value of an oracle depends on but which one it is."""
+    return {m["spec"]: {"metric": m["key"], "trial": job["trial_key"]} for m in job["metrics"]}
 
 
 def _own_oracle(entry: Entry, job: Mapping[str, Any]) -> int | None:

@@ -88,7 +88,9 @@ def _add_list(sub: Any) -> None:
 
 
 def _add_plan(sub: Any) -> None:
-    command = _command(sub, "plan", commands.plan, "the cells of a suite, and which of them are done")
+    command = _command(
+        sub, "plan", commands.plan, "the cells of a suite, which of them are done, and what differences they can resolve"
+    )
     command.add_argument("--out", type=Path, help="a folder with cells finished before")
     _add_suite(command)
     _add_measured(command)

@@ -66,6 +66,7 @@ def _print_entry(kind: Any, name: str) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """`slugbench plan`."""
+    from . import power
     from .plan import expand
     from .store import read_cell
     from .tuning import variants
@@ -86,6 +87,10 @@ def plan(arguments: argparse.Namespace) -> int:
         print(f"  {task:<12} {request:<20} {pool:<6} {n} cells")
     for method, times in seconds.items():
         print(f"  {method:<12} took {sum(times) / len(times):.1f} s a cell so far")
+    print("what it can resolve:")
+    print("\n".join(f"  {line}" for line in power.assumptions()))
+    for comparison in power.comparisons(cells):
+        print("\n".join(f"  {line}" for line in power.sentences(comparison)))
     return 0
 
 
@@ -236,7 +241,7 @@ def _suite(arguments: argparse.Namespace) -> Suite:
             changes[name] = value
     if isinstance(changes.get("requests"), list):
         changes["requests"] = _requests_by_task(changes["requests"], changes.get("tasks", suite.tasks))
-    return suite.model_copy(update=changes)
+    return suite.with_changes(changes)
 
 
 def _spec_text(name: str, params: Mapping[str, str]) -> str:
@@ -298,8 +303,8 @@ def _absolute(plugins: Sequence[str]) -> list[str]:
 
 def _missing(cells: Sequence[Cell], store: Store, retry: Sequence[str]) -> list[Job]:
     """What is to be done: cells that are not there, stale or to be retried, and metrics that are stale."""
-    from .cell import needs_model
     from .runner import Job
+    from .types import needs_model
 
     jobs = []
     for cell in cells:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from .artifacts import digest
 from .errors import UsageError
 from .provenance import RESULT_VERSION, keyed_versions, source_digest
 from .registry import REGISTRY, Kind, Spec, did_you_mean, parse_spec
-from .types import Listed, Pool, Task
+from .types import Listed, Pool, Task, needs_model
 
 REPORTED_POOL: Pool = "test"
 TUNED = ".tuned.toml"
@@ -27,6 +27,19 @@ TUNED = ".tuned.toml"
 
 Variants: TypeAlias = "Mapping[tuple[str, str], Mapping[str, Sequence[Mapping[str, Any]]]]"
 """For a task (see `task_key`) and a method the parameters it is run with besides those of the suite."""
+
+
+class Part(pydantic.BaseModel):
+    """What a suite crosses besides, where that is not all of it: what is None here is the suite's."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    tasks: list[str] | None = None
+    methods: list[str] | None = None
+    metrics: list[str] | None = None
+    requests: int | dict[str, int | list[str]] | None = None
+    base_seeds: list[int] | None = None
+    method_seeds: list[int] | None = None
 
 
 class Suite(pydantic.BaseModel):
@@ -38,7 +51,7 @@ class Suite(pydantic.BaseModel):
     tasks: list[str] = pydantic.Field(min_length=1)
     methods: list[str] = pydantic.Field(min_length=1)
     metrics: list[str] | None = None
-    """Metric specs; by default every registered metric with its defaults."""
+    """Metric specs; by default, with its defaults, every registered metric that needs nothing but answers."""
     requests: int | dict[str, int | list[str]] | None = None
     """How many of each task's test requests, or which (of any pool), by task; by default all test requests."""
     base_seeds: list[int] = [0]
@@ -48,13 +61,27 @@ class Suite(pydantic.BaseModel):
     """Seconds a cell may take."""
     memory: float = pydantic.Field(default=16, gt=0)
     """GB (1e9 bytes) a cell's process tree may hold."""
+    also: list[Part] = []
+    """Further crossings: more seeds or costlier metrics for some of the requests. A cell of several is one cell, judged by
+    the metrics of all."""
+
+    def parts(self) -> list[Suite]:
+        """This suite without its further crossings, then each of these as a suite."""
+        plain = self.model_copy(update={"also": []})
+        return [plain, *(plain.model_copy(update=part.model_dump(exclude_none=True)) for part in self.also)]
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Suite:
+        """The suite with other entries, which its further crossings have in the place of their own, too."""
+        also = [part.model_copy(update=dict.fromkeys(changes.keys() & Part.model_fields.keys())) for part in self.also]
+        return self.model_copy(update={"also": also, **changes})
 
     @pydantic.model_validator(mode="after")
     def _requests_are_of_its_tasks(self) -> Suite:
         tasks = [parse_spec(text).name for text in self.tasks]
-        for name in self.requests if isinstance(self.requests, dict) else ():
-            if name not in tasks:
-                raise ValueError(f"requests names '{name}', which is none of its tasks {', '.join(tasks)}")
+        for wanted in (self.requests, *(part.requests for part in self.also)):
+            for name in wanted if isinstance(wanted, dict) else ():
+                if name not in tasks:
+                    raise ValueError(f"requests names '{name}', which is none of its tasks {', '.join(tasks)}")
         return self
 
 
@@ -84,6 +111,8 @@ class Cell:
     device: str
     key: str
     """Digest of everything the result depends on; metrics have their own."""
+    trial_key: str
+    """Digest of everything that its trial depends on."""
     judges: tuple[Judge, ...]
 
     @property
@@ -137,8 +166,8 @@ def _sentence(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     if not first["loc"]:  # of the suite as a whole
         return first["msg"].removeprefix("Value error, ")
-    key = str(first["loc"][0])
-    allowed = list(Suite.model_fields)
+    key = str([part for part in first["loc"] if isinstance(part, str)][-1])
+    allowed = list(Part.model_fields if first["loc"][0] == "also" and len(first["loc"]) > 1 else Suite.model_fields)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{did_you_mean(key, allowed)}; it may have {', '.join(allowed)}"
     if first["type"] == "missing":
@@ -153,7 +182,7 @@ def _sentence(error: pydantic.ValidationError) -> str:
 def expand(
     suite: Suite, *, device: str, pool: Pool = REPORTED_POOL, variants: Variants = MappingProxyType({})
 ) -> list[Cell]:
-    """All cells of a suite, in the order of its lists.
+    """All cells of a suite, in the order of its lists; those of further crossings follow.
 
     Args:
         suite: what to cross.
@@ -164,9 +193,20 @@ def expand(
     Raises:
         UsageError: an unknown or ill-parameterised task, method, metric, request or seed.
     """
+    cells: dict[str, Cell] = {}
+    for part in suite.parts():
+        for cell in _crossed(part, device, pool, variants):
+            known = cells.get(cell.name, cell)  # two specs, or two parts, may come to the same
+            judges = {judge.spec: judge for judge in (*known.judges, *cell.judges)}
+            cells[cell.name] = dataclasses.replace(known, judges=tuple(judges.values()))
+    if not cells:
+        raise UsageError("this plan has no cells: it needs at least one request, base seed and method seed.")
+    return list(cells.values())
+
+
+def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants) -> Iterator[Cell]:
     judges = tuple(_judge(spec) for spec in _metric_specs(suite))
     specs = [(parse_spec(text), _source("method", text)) for text in _unique(suite.methods)]
-    cells = []
     for text in _unique(suite.tasks):
         spec, params, task = resolved("task", parse_spec(text))
         further = variants.get(task_key(spec.name, params), {})
@@ -183,18 +223,14 @@ def expand(
                 **{"base_seed": base_seed, "content": task.fingerprint(listed.id, base_seed)},
                 **{"threads": suite.threads, "device": device, "version": RESULT_VERSION, "libraries": keyed_versions()},
             }
+            trial_key = digest(facts)
             for (method, method_params, method_source), method_seed in product(methods, suite.method_seeds):
                 with_method = {"method": method.name, "method_params": method_params, "method_source": method_source}
                 key = digest({**facts, **with_method, "method_seed": method_seed})
-                cells.append(
-                    Cell(
-                        spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
-                        method.name, method_params, method_seed, suite.threads, device, key, judges,
-                    )
+                yield Cell(
+                    spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
+                    method.name, method_params, method_seed, suite.threads, device, key, trial_key, judges,
                 )  # fmt: skip
-    if not cells:
-        raise UsageError("this plan has no cells: it needs at least one request, base seed and method seed.")
-    return list({cell.name: cell for cell in cells}.values())  # two specs may come to the same
 
 
 def task_key(name: str, params: Mapping[str, Any]) -> tuple[str, str]:
@@ -227,7 +263,9 @@ def select(
 
 
 def _metric_specs(suite: Suite) -> list[str]:
-    return _unique(suite.metrics) if suite.metrics is not None else REGISTRY.names("metric")
+    if suite.metrics is not None:
+        return _unique(suite.metrics)
+    return [name for name in REGISTRY.names("metric") if not needs_model(REGISTRY.get("metric", name).cls)]
 
 
 def _unique(specs: Iterable[str]) -> list[str]:

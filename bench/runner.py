@@ -188,6 +188,7 @@ def _values(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
 def _payload(job: Job, settings: Settings, concurrent: bool) -> dict[str, Any]:
     return {
         **_facts(job.cell),
+        "trial_key": job.cell.trial_key,
         "metrics": [judge._asdict() for judge in job.judges],
         "plugins": list(settings.plugins),
         "concurrent": concurrent,

@@ -50,7 +50,7 @@ def tuning_suite(suite: Suite, methods: Sequence[str]) -> Suite:
     for spec in map(parse_spec, suite.tasks):
         if all(request.pool != POOL for request in REGISTRY.create("task", spec.name, spec.params).requests()):
             raise UsageError(f"task '{spec.name}' has no request of the pool '{POOL}'; name other tasks by --tasks.")
-    changes = {"name": f"{suite.name}-tuning", "methods": list(methods), "metrics": [], "requests": None}
+    changes = {"name": f"{suite.name}-tuning", "methods": list(methods), "metrics": [], "requests": None, "also": []}
     return suite.model_copy(update=changes)
 
 

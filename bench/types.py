@@ -192,6 +192,39 @@ class Method(Protocol):
 # ---------------------------------------------------------------- what metrics see
 
 
+class Answer(Protocol):
+    """Runs a model over the questions of a trial, on the device the model is on."""
+
+    def __call__(self, model: Model, rows: np.ndarray | None = None) -> Answers:
+        """Answers to all questions, or to those at the positions `rows`."""
+        ...
+
+
+class Prompts(Protocol):
+    """What attacks by the prompt can do with a CLIP: put other prompts, or vectors, in the place of a target's name."""
+
+    def start(self, label: int) -> torch.Tensor:
+        """(T,) tokens of a prompt of the candidate `label`."""
+        ...
+
+    def places(self, label: int) -> Sequence[int]:
+        """Positions in `start` that hold words, from the last to the first."""
+        ...
+
+    def words(self) -> Sequence[int]:
+        """Tokens that may be put in such a place."""
+        ...
+
+    def embed(self, model: Model, tokens_KT: torch.Tensor) -> torch.Tensor:
+        """(K, D) unit text embeddings."""
+        ...
+
+    def margins(self, model: Model, label: int, text_KD: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+        """(K, n) by how much the logit of `label`, with each of K vectors for its name, leads that of the best other
+        candidate, on the images of those questions."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trial:
     """A request together with what its unlearned model is measured on and against.
@@ -200,18 +233,21 @@ class Trial:
     aggregate is derived:
 
     questions: `split` (str: `forget`, `retain` = test images of targets and of the other concepts, `forget_train` =
-        the forget split itself, `outsider` = never-trained concepts, `utility` = another task on the same model),
+        the forget split itself, `retain_train` = some of the retain split, for attacks to learn from, where a task can
+        afford it, `outsider` = never-trained concepts, `utility` = another task on the same model),
         `unit` (int, the concept: the sampling unit of every interval), `label` (int), `near` (bool, a retained
         concept from a target's neighbourhood), `index` (int, the image). Of a request for samples (without targets)
         `forget` are the samples themselves, `retain` test images of all concepts, and there is no `forget_train`.
     answers: `predicted` (int), `rank` (int, 0 = the true label is on top), `score` (float, log p/(1-p) of the true
-        label's probability: the logit-scaled confidence), and what the task adds (`cosine`, ...).
+        label's probability: the logit-scaled confidence), and what the task adds: `cosine` (image to the true name's
+        text), `phrased` (N, M; the rank under each of M ways to put the question that training never used, -1 where it
+        is not put), `entropy`, `m_entropy` and `m_entropy_legacy` (see `bench.entropies`), ...
     """
 
     request: Request
     questions: dict[str, np.ndarray]
-    answer: Callable[[Model], Answers]
-    """Runs a model over all questions, on the device the model is on."""
+    answer: Answer
+    """Asks a model."""
     original: Answers
     oracles: tuple[Answers, ...]
     """Of models retrained without the targets, oracle number s at position s."""
@@ -221,6 +257,12 @@ class Trial:
     """Number of candidates; chance of `fa@k` is k / n_classes."""
     joint: bool
     """Whether several targets are to be forgotten at once."""
+    original_model: Callable[[], Model] | None = None
+    """A fresh copy of the original; `request.model` is the method's to edit."""
+    features: Callable[[Model, np.ndarray], np.ndarray] | None = None
+    """(n, D) image features of those rows of the questions, as the last layer before the answer has them."""
+    prompts: Prompts | None = None
+    """Of a CLIP."""
     method_seed: int = 0
     """Set by the runner; the control `oracle` is oracle number `method_seed`."""
 
@@ -258,8 +300,10 @@ class Outcome:
     oracles: tuple[Answers, ...]
     """The reference oracles: without the model itself where it is one of them."""
     model: Model | None = None
-    """None when answers come from a file or an oracle's weights are not loaded."""
+    """None when answers come from a file or an oracle's weights are not loaded. A metric must not change it."""
     cost: Cost | None = None
+    others: tuple[int, ...] = ()
+    """The numbers of the reference oracles, for `trial.oracle_model`."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +333,11 @@ class Metric(Protocol):
     applies but cannot be had."""
 
     def __call__(self, outcome: Outcome) -> list[Value]: ...
+
+
+def needs_model(metric: Any) -> bool:
+    """Whether a metric, or its class, reads weights and not just answers; it says so by `needs_model = True`."""
+    return bool(getattr(metric, "needs_model", False))
 
 
 # ---------------------------------------------------------------- tasks and reports
@@ -353,6 +402,26 @@ class Task(Protocol):
 
     def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
         """Remake the shipped models and answers into `folder`."""
+        ...
+
+
+class Size(NamedTuple):
+    """How much a trial asks about one split."""
+
+    images: int
+    units: int
+    """Concepts."""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What a `Task` can do besides: say before anything is built, without torch, how much a trial will ask.
+
+    `slugbench plan` computes from it what differences can be resolved.
+    """
+
+    def sizes(self, request_id: str) -> Mapping[str, Size]:
+        """By the split's name, as in `Trial.questions`."""
         ...
 
 

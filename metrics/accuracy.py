@@ -7,7 +7,7 @@ never saw the target still guesses, so an accuracy below its is over-forgetting.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,10 +18,19 @@ from slugbench.bench.types import Better
 @metric("zero_shot")
 @dataclass(frozen=True)
 class ZeroShot:
-    """Zero-shot accuracies of a CLIP: forget (fa), retain (ra; near and far from the target), another task (util)."""
+    """Zero-shot accuracies of a CLIP: forget (fa), retain (ra; near and far from the target), another task (util).
+
+    And `hold_id`, the mean cosine between pictures and names of concepts that no model was trained on. A retrained model
+    relates them as loosely as the original does; less than that is forgetting that spread to all that looks alike.
+
+    References:
+        Selvas-Sala, Kang and Gomez, SALMUBench: A Benchmark for Sensitive Association-Level Multimodal Unlearning, 2026
+        (held-out identities).
+    """
 
     def __call__(self, outcome: Outcome) -> list[Value]:
-        """Values `fa@1 fa@5 ra@1 ra_near@1 ra_far@1 near_gap util@1`, accuracies in [0, 1], `near_gap` in [-2, 2]."""
+        """Values `fa@1 fa@5 fa_worst ra@1 ra_near@1 ra_far@1 near_gap util@1 hold_id`: accuracies in [0, 1], the gap in
+        [-2, 2], and `hold_id` in [-1, 1], best where the retrained models' is."""
         if outcome.trial.request.objective.kind != "clip":
             return []
         q, chance = outcome.trial.questions, 1 / outcome.trial.n_classes
@@ -29,12 +38,14 @@ class ZeroShot:
         return [
             _top(outcome, "fa@1", q["split"] == "forget", chance=chance, better="oracle"),
             _top(outcome, "fa@5", q["split"] == "forget", k=5, chance=min(1.0, 5 * chance), better="oracle"),
+            *fa_worst(outcome, chance),
             _top(outcome, "ra@1", retain, chance=chance),
             _top(outcome, "ra_near@1", retain & near, chance=chance),
             _top(outcome, "ra_far@1", retain & ~near, chance=chance),
             near_gap(outcome),
             # the other task has its own candidates: as many as it has labels
             _top(outcome, "util@1", utility, chance=1 / max(1, len(np.unique(q["label"][utility])))),
+            hold_id(outcome),
         ]
 
 
@@ -63,6 +74,21 @@ class Accuracy:
         return values
 
 
+def fa_worst(outcome: Outcome, chance: float) -> list[Value]:
+    """Forget accuracy under whichever phrasing gives the most of it: what was trained with, or one never trained with."""
+    if "phrased" not in outcome.answers:
+        return []
+    forget = outcome.trial.questions["split"] == "forget"
+    ranks = np.column_stack([outcome.answers["rank"], outcome.answers["phrased"]])[forget]
+    arrays = {"x": (ranks == 0).astype(np.float64), "unit": outcome.trial.questions["unit"][forget]}
+    n_units = len(np.unique(arrays["unit"]))
+    return [Value("fa_worst", _worst(arrays), "", "oracle", chance, len(ranks), n_units, arrays, _worst)]
+
+
+def _worst(arrays: Mapping[str, np.ndarray]) -> float:
+    return max(macro(x, arrays["unit"]) for x in arrays["x"].T)
+
+
 def near_gap(outcome: Outcome) -> Value:
     """How much more the target's neighbours lost than the other kept concepts did, (far - near) minus the original's.
 
@@ -80,6 +106,17 @@ def near_gap(outcome: Outcome) -> Value:
     return Value("near_gap", _far_minus_near(arrays), "", "oracle", None, len(x), n_units, arrays, _far_minus_near)
 
 
+def hold_id(outcome: Outcome) -> Value:
+    """The mean image-text cosine of never-trained concepts, in [-1, 1]."""
+    q = outcome.trial.questions
+    rows = q["split"] == "outsider"
+    if not rows.any() or "cosine" not in outcome.answers:
+        why = "the answers have no column `cosine`" if rows.any() else "the task asks nothing about never-trained concepts"
+        return Value("hold_id", None, better="oracle", note=why)
+    x, unit = outcome.answers["cosine"][rows].astype(np.float64), q["unit"][rows]
+    return Value("hold_id", macro(x, unit), "", "oracle", None, len(x), len(np.unique(unit)), {"x": x, "unit": unit})
+
+
 def macro(x: np.ndarray, unit: np.ndarray) -> float:
     """The mean over units of the mean over a unit's images; NaN of nothing."""
     if len(x) == 0:
@@ -93,10 +130,15 @@ def _far_minus_near(arrays: Mapping[str, np.ndarray]) -> float:
     return macro(arrays["x"][~near], arrays["unit"][~near]) - macro(arrays["x"][near], arrays["unit"][near])
 
 
+def average(name: str, x: np.ndarray, unit: np.ndarray, better: Better) -> Value:
+    """The macro average of one number an image, (N,), as a value with its interval."""
+    x = x.astype(np.float64)
+    return Value(name, macro(x, unit), "", better, None, len(x), len(np.unique(unit)), {"x": x, "unit": unit})
+
+
 def _top(outcome: Outcome, name: str, rows: np.ndarray, *, k: int = 1, chance: float, better: Better = "higher") -> Value:
     """Share of those questions whose true label is among the model's first k."""
     if not rows.any():
         return Value(name, None, "", better, chance, note="the task asks no question of this kind")
     x = (outcome.answers["rank"][rows] < k).astype(np.float64)
-    unit = outcome.trial.questions["unit"][rows]
-    return Value(name, macro(x, unit), "", better, chance, len(x), len(np.unique(unit)), {"x": x, "unit": unit})
+    return replace(average(name, x, outcome.trial.questions["unit"][rows], better), chance=chance)

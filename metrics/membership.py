@@ -42,15 +42,10 @@ class SampleMembership:
         split = outcome.trial.questions["split"]
         if not all((split == part).any() for part in parts(outcome)):
             return []
-        if not outcome.trial.request.targets:
-            return [membership_auc(outcome, outcome.answers)]
-        before = membership_auc(outcome, outcome.trial.original)
-        # of many requests some pass the interval by chance, hence the floor too; a few hundred draws are enough for it
-        low, high = interval(before, resamples=400) or (0.0, 1.0)
-        if low <= 0.5 or (before.value or 0) < ATTACKABLE:
-            note = f"uninformative: the original's own AUC is {before.value:.2f} (95 % {low:.2f} to {high:.2f})"
-            return [Value("mia_sample", None, "", "oracle", 0.5, before.n_images, before.n_units, note=note)]
-        return [membership_auc(outcome, outcome.answers)]
+        found = membership_auc(outcome, outcome.answers)
+        if note := sample_attack_fails(outcome):
+            return [Value("mia_sample", None, "", "oracle", 0.5, found.n_images, found.n_units, note=note)]
+        return [found]
 
 
 def parts(outcome: Outcome) -> tuple[str, str]:
@@ -58,17 +53,40 @@ def parts(outcome: Outcome) -> tuple[str, str]:
     return ("forget_train", "forget") if outcome.trial.request.targets else ("forget", "retain")
 
 
+def members_and_others(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (n,) of the two splits of `parts`, in the order of the questions, and which of them are members."""
+    split, (members, others) = outcome.trial.questions["split"], parts(outcome)
+    rows = np.flatnonzero(np.isin(split, (members, others)))
+    return rows, split[rows] == members
+
+
+def sample_attack_fails(outcome: Outcome) -> str:
+    """Why no test on single images says anything: `mia_sample` fails on the original. Empty where it does not.
+
+    Of samples (a request without targets) it may fail: what they say is the gap to the oracles on these very samples.
+    """
+    return "" if not outcome.trial.request.targets else uninformative(membership_auc(outcome, outcome.trial.original))
+
+
+def uninformative(before: Value) -> str:
+    """The note of a test whose value on the original model is `before`, an AUC that proves no attack; else empty."""
+    # of many requests some pass the interval by chance, hence the floor too; a few hundred draws are enough for it
+    low, high = interval(before, resamples=400) or (0.0, 1.0)
+    if low > 0.5 and (before.value or 0) >= ATTACKABLE:
+        return ""
+    return f"uninformative: the original's own AUC is {before.value:.2f} (95 % {low:.2f} to {high:.2f})"
+
+
 def membership_auc(outcome: Outcome, answers: Answers) -> Value:
     """The attack on one model of a trial, on the rows of `parts`."""
-    q, (members, others) = outcome.trial.questions, parts(outcome)
-    rows = np.isin(q["split"], (members, others))
-    arrays = {"x": answers["score"][rows], "unit": q["unit"][rows], "member": q["split"][rows] == members}
+    rows, member = members_and_others(outcome)
+    arrays = {"x": answers["score"][rows], "unit": outcome.trial.questions["unit"][rows], "member": member}
     n_units = len(np.unique(arrays["unit"]))
-    return Value("mia_sample", _auc(arrays), "", "oracle", 0.5, len(arrays["x"]), n_units, arrays, _auc)
+    return Value("mia_sample", auc(arrays), "", "oracle", 0.5, len(arrays["x"]), n_units, arrays, auc)
 
 
-def _auc(arrays: Mapping[str, np.ndarray]) -> float:
-    """Area under the ROC curve, ties counted half; NaN without members or non-members."""
+def auc(arrays: Mapping[str, np.ndarray]) -> float:
+    """Area under the ROC curve of `x` for `member`, ties counted half; NaN without members or non-members."""
     member, other = arrays["x"][arrays["member"]], np.sort(arrays["x"][~arrays["member"]])
     if len(member) == 0 or len(other) == 0:
         return float("nan")

@@ -40,7 +40,7 @@ class OracleDistance:
         forget = outcome.trial.questions["split"] == "forget"
         if not forget.any():
             return []
-        why_not = _why_not(outcome, forget)
+        why_not = why_no_distance(outcome, forget)
         if why_not:
             return [Value("ks_d", None, "", "lower", note=why_not)]
         unit = outcome.trial.questions["unit"][forget]
@@ -50,8 +50,8 @@ class OracleDistance:
         return [Value("ks_d", _ks(arrays), "", "lower", None, len(unit), len(np.unique(unit)), arrays, _ks)]
 
 
-def _why_not(outcome: Outcome, forget: np.ndarray) -> str:
-    """The reason there is no value; empty where there can be one."""
+def why_no_distance(outcome: Outcome, forget: np.ndarray) -> str:
+    """The reason why a distance to the oracles would mean nothing; empty where there can be one."""
     if not outcome.oracles:
         return "there is no oracle to compare with"
     if outcome.trial.joint or not outcome.trial.request.targets:

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Literal, NamedTuple
 
-Kind = Literal["forget", "retain", "privacy", "distance", "cost", "other"]
+Kind = Literal["forget", "retain", "privacy", "distance", "attack", "features", "detail", "cost", "other"]
 
 
 class About(NamedTuple):
@@ -28,6 +28,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "forget",
         "forget accuracy, top {}",
         "Share of the targets' test images whose own name is among the {} best.",
+    ),
+    (
+        r"fa_worst",
+        "forget",
+        "forget accuracy, worst phrasing",
+        "The highest over ways to put the name that training never used, and the usual one.",
     ),
     (
         r"acc_forget",
@@ -56,6 +62,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "other task, top {}",
         "Accuracy of the same model on a task that has nothing to do with the targets.",
     ),
+    (
+        r"hold_id",
+        "retain",
+        "cosine of never-trained concepts",
+        "Mean cosine of pictures and names that no model was trained on; below the oracles' is forgetting that spread.",
+    ),
     (r"acc_retain", "retain", "accuracy on the retained", "Test accuracy on the classes to be kept."),
     (r"acc_test", "retain", "test accuracy", "Accuracy on test images."),
     (r"ira", "retain", "in-domain retained accuracy", "Accuracy on the other concepts of the target's domain."),
@@ -66,7 +78,37 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "membership attack, AUC",
         "How well confidence tells the forgotten training images from unseen images of the same concepts.",
     ),
-    (r"mia_\w+|u_lira|rmia", "privacy", "membership attack", "How well an attacker tells members from non-members."),
+    (
+        r"mia_identity",
+        "privacy",
+        "concept membership, AUC",
+        "How well confidence tells the forgotten concepts, on unseen images, from concepts that were never trained on.",
+    ),
+    (
+        r"rmia",
+        "privacy",
+        "relative membership attack, AUC",
+        "The same as by confidence, but of how much likelier an image became than retrained models find it.",
+    ),
+    (
+        r"tpr@([\d.]+)%fpr",
+        "privacy",
+        "members found at {} % false alarms",
+        "Share of the forgotten training images that an attacker finds who is wrong about {} % of unseen images.",
+    ),
+    (
+        r"mia_svc_eff\w*",
+        "privacy",
+        "MIA-Efficacy by SVC",
+        "Share of the forgotten training images that a classifier of confidences calls unseen; SalUn's column.",
+    ),
+    (
+        r"mia_lr_acc",
+        "privacy",
+        "membership attack, accuracy",
+        "How often a logistic regression on the loss tells forgotten training images from unseen ones; SLUG's column.",
+    ),
+    (r"mia_\w+|u_lira", "privacy", "membership attack", "How well an attacker tells members from non-members."),
     (
         r"ks_d",
         "distance",
@@ -74,11 +116,66 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "Largest gap between the distributions of confidence on the forgotten; the oracle value is oracle against oracle.",
     ),
     (
-        r"fq|avg_gap|tow|klom\w*|eps_i\w*",
+        r"fq",
+        "distance",
+        "forget quality",
+        "Share of the KS distance from original to oracles that was gone; 1 is as near as oracles are to each other.",
+    ),
+    (
+        r"disagree",
+        "distance",
+        "disagreement with oracles",
+        "Share of forgotten images that are called something else than by a retrained model; oracles disagree as well.",
+    ),
+    (
+        r"klom",
+        "distance",
+        "KL divergence of margins",
+        "How surprising each forgotten image's margin is among the oracles' margins on it, in nats.",
+    ),
+    (
+        r"avg_gap",
+        "distance",
+        "average gap to oracles",
+        "Mean distance of forget, retain and utility accuracy and of the membership AUC from the oracles'.",
+    ),
+    (
+        r"tow",
+        "distance",
+        "tug of war",
+        "Product of one minus each accuracy's distance from the oracles'; one failure brings it down.",
+    ),
+    (
+        r"eps_i\w*",
         "distance",
         "closeness to oracles",
         "How far the model's answers are from those of retrained models.",
     ),
+    (
+        r"relearn@(\d+)",
+        "attack",
+        "relearning from {}",
+        "Mean forget accuracy while the first {} training images of each target are learned again, beside retained ones.",
+    ),
+    (r"n_oracles", "detail", "oracles", "How many retrained models the oracle's mean and spread are of."),
+    (r"relearn@\d+\+(\d+)", "detail", "relearning, after {} steps", "A point of the relearning curve."),
+    (r"resurge", "attack", "resurgence", "Forget accuracy after fine-tuning on retained images alone."),
+    (r"fa_w(\d)", "attack", "forget accuracy at {} bits", "With weights rounded to {} bits."),
+    (r"ra_w(\d)", "attack", "retained accuracy at {} bits", "With weights rounded to {} bits."),
+    (r"undo@(\d+)", "attack", "{} % undone", "Forget accuracy of the weights {} % of the way back to the original."),
+    (r"prompt_adv", "attack", "adversarial prompt", "Forget accuracy with words found by search in the name's place."),
+    (r"prompt_inv", "attack", "inverted prompt", "Forget accuracy with the mean of five images in the name's place."),
+    (r"probe", "features", "linear probe", "Share of the targets' images that a classifier trained on the features names."),
+    (r"knn", "features", "nearest neighbours", "Share of the targets' images that the nearest training images name."),
+    (
+        r"cka",
+        "features",
+        "alignment",
+        "Centred kernel alignment with an oracle's features; oracles among themselves beside it.",
+    ),
+    (r"drift", "features", "drift", "Mean of 1 - cosine of a retained image's features before and after."),
+    (r"edit_l2", "features", "size of the change", "Norm of the change of all weights over their norm."),
+    (r"edit_tensors", "features", "tensors changed", "How many parameters differ from the original's."),
     (r"t_prepare", "cost", "preparation", "Seconds for gradients, masks or decompositions."),
     (r"t_search", "cost", "search", "Seconds for choosing steps, layers and stops on the validation split."),
     (r"t_apply", "cost", "editing", "Seconds for changing the weights."),
@@ -98,7 +195,7 @@ RETAIN = ("ra@1", "acc_retain", "ira")
 UTILITY = ("util@1",)
 """Another task on the same model: to have lost it is damage that accuracy on what is kept may not show."""
 PRIVACY = ("mia_sample",)
-ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "other", "cost")
+ORDER: tuple[Kind, ...] = ("forget", "retain", "privacy", "distance", "attack", "features", "other", "detail", "cost")
 BETTER = {"higher": "higher is better", "lower": "lower is better", "oracle": "nearest to the oracle is best"}
 ARROW = {"higher": "↑", "lower": "↓", "oracle": "→R"}
 

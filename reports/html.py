@@ -12,7 +12,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, figures, glossary, tables, tuning
+from . import facts, figures, glossary, looks, order, plots, tables, tuning
 from .tables import Board
 
 CAPTIONS = {
@@ -57,6 +57,7 @@ def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
         signed=glossary.signed,
         about=glossary.about,
         tables=tables,
+        order=order,
         anchor=figures.slug_of,
         key=_key,
         troubled=tables.troubled(frame, runs).to_dict("records"),
@@ -71,18 +72,18 @@ def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _pictures(board: Board) -> list[dict[str, str]]:
     found = []
-    for name, draw in figures.FIGURES.items():
-        if (figure := draw(board)) is not None:
-            found.append({"name": name, "svg": figures.svg(figure, figures.slug_of(board, name)), "caption": CAPTIONS[name]})
+    for name, draw in figures.PAGE_FIGURES.items():
+        if picture := figures.page_svg(lambda draw=draw: draw(board), figures.slug_of(board, name)):  # type: ignore[misc]
+            found.append({"name": name, "svg": picture, "caption": CAPTIONS[name]})
     return found
 
 
 def _tuned(task: str, known: Sequence[tuning.Choice]) -> dict[str, Any]:
-    picture = figures.svg(figures.best_of_k(known), figures.slug(f"{task} tuning"))
+    picture = figures.page_svg(lambda: plots.best_of_k(known, width=8.4), figures.slug(f"{task} tuning"))
     return {"task": task, "sentence": tuning.sentence(known), "table": tuning.table(known), "svg": picture}
 
 
 def _key(board: Board) -> dict[str, dict[str, str]]:
     """For each method the colour of its mark, as the page writes it."""
-    variables = {figures.INK: "var(--ink)"}
-    return {m: {"color": variables.get(look.color, look.color)} for m, look in figures.looks(board.lines).items()}
+    variables = {color: f"var(--{name})" for color, name in figures.THEMED.items()}
+    return {m: {"color": variables.get(look.color, look.color)} for m, look in looks.looks(board.lines).items()}

@@ -13,7 +13,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, tables, tuning
+from . import facts, order, tables, tuning
 from .tables import Board
 
 
@@ -45,6 +45,7 @@ def document(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
         parts += [f"## {escaped(task)}: tuning", escaped(tuning.sentence(known)), table(tuning.table(known), numbers_from=3)]
     parts += ["## Cells that did not finish", table(tables.troubled(frame, runs)) or "None: every cell is ok."]
     parts += ["## Acceptance gates", table(_gates(runs)) or "No gates are recorded with this run."]
+    parts += ["## Failure classes", "The first that applies to a finished cell.", table(order.rules_table())]
     parts += ["## Metrics", table(_glossary(boards)) or "None."]
     parts += [
         "## Reproduce and cite",
@@ -54,18 +55,49 @@ def document(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+FURTHER = {
+    "What still leaks: membership and distance to the oracles.": ("privacy", "distance"),
+    "What comes back: attacks.": ("attack",),
+    "What is left in the features, and how far the weights went.": ("features",),
+}
+"""Tables of their own, and the kinds of metric in them."""
+
+
 def _board(board: Board) -> list[str]:
-    shown = [*(c.name for c in board.quality()), "t_total"]
-    methods, controls = tables.split(board, shown)
+    shown = [*(c.name for c in board.main()), "t_total"]
+    methods, controls = (part.copy() for part in tables.split(board, shown))
     costs = tables.wide(board, [c.name for c in board.costs()]).drop(columns=["rank", "to oracle"])
+    status = [line.status for line in board.lines]
+    methods.insert(2, "status", status[: len(methods)])
+    controls.insert(1, "status", status[len(methods) :])
     extent = f"{board.extent}. {board.params}".strip()
-    parts = [f"## {escaped(board.title)}", escaped(extent), table(methods, numbers_from=3)]
+    parts = [f"## {escaped(board.title)}", escaped(extent), table(methods, numbers_from=4)]
     if len(controls):
-        parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=2)]
-    parts += [escaped(f"{board.order} {board.few}"), *footnotes(board)]
+        parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=3)]
+    parts += [escaped(f"{board.order} {board.few}"), *footnotes(board), *_order(board)]
+    for title, kinds in FURTHER.items():
+        if names := [c.name for c in board.group(*kinds)]:
+            parts += [title, table(tables.wide(board, names).drop(columns=["rank", "to oracle"]), numbers_from=2)]
     if board.costs():
         parts += ["Costs: median over cells (lowest..highest).", table(costs, numbers_from=2)]
     return [part for part in parts if part]
+
+
+def _order(board: Board) -> list[str]:
+    """Who is valid, what the tests say, and, folded, what it rests on."""
+    parts = [escaped(order.validity_sentence(board))]
+    if (found := order.order(board)) is not None:
+        parts += [escaped(found.primary), table(order.family_table(found), numbers_from=2)]
+        parts += _folded("All axes at once, and the worst requests", table(order.standings_table(found), numbers_from=3))
+        parts += ["\n".join(f"- {escaped(remark)}" for remark in order.remarks(found))]
+    return [
+        *parts,
+        *_folded("Metric audit: oracles against known bad models", table(order.audit_table(board), numbers_from=2)),
+    ]
+
+
+def _folded(summary: str, text: str) -> list[str]:
+    return [f"<details><summary>{summary}</summary>", text, "</details>"] if text else []
 
 
 def footnotes(board: Board) -> list[str]:

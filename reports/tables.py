@@ -7,9 +7,11 @@ without a mark.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +20,21 @@ import pandas as pd
 from slugbench.bench.frame import SAME_CELL, normalised
 
 from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
-from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges
+from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges, unlike_oracles
 from .tuning import Choice, choices
+from .validity import AUDITED, Audit, audits, classified, surprises, validity
 
 CONTROLS = ("original", "oracle", "mask", "noise", "random_layer", "shuffled")
 """Taken as controls where `run.json` does not name them."""
+HEADS = ("mia_sample", "ks_d")
+"""Of the metrics on membership and on the distance to the oracles those that stand on the board itself."""
 BOARD = ["task", "task_params", "device", "threads", "pool", "joint", "samples"]
+READ = ["label", "control", "cell", "status", "error", "failure", "request", "base_seed", "method_seed", "concurrent"]
+READ += ["metric", "value", "better", "oracle_mean", "oracle_sd", "ci_low", "ci_high", "note"]
+"""The columns that a board's numbers come from: selecting rows takes its time column by column."""
 INCOMPLETE = "†"
+UNLIKE = " ≠R"
+"""After a cell's value that no further oracle would be expected to have."""
 TUNED = " (tuned"
 """In a label what follows the method's name where its parameters are tuned."""
 
@@ -79,6 +89,16 @@ class Line:
     ranks: tuple[int, int] | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
     """Failure classes of finished cells, and how often."""
+    valid: bool | None = None
+    """Whether it passes the gate on what is kept; null where no oracle says what should be."""
+    why: str = ""
+    """In a few words why it does not pass."""
+
+    @property
+    def status(self) -> str:
+        """`valid`, or its failure classes and whether it misses the gate: `destroyed 2/3, not valid`."""
+        classes = [f if n == self.n_ok else f"{f} {n}/{self.n_ok}" for f, n in self.failures.items()]
+        return ", ".join(classes + ["not valid"] * (self.valid is False)) or ("valid" if self.valid else "—")
 
     @property
     def complete(self) -> bool:
@@ -91,7 +111,7 @@ class Line:
         return f"{self.n_ok}/{self.n_cells}" + ("" if self.complete else INCOMPLETE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Board:
     """A leaderboard, ready to be laid out."""
 
@@ -111,7 +131,7 @@ class Board:
     """The metrics whose distances to the oracle make the order; empty where it cannot be had."""
     ranked: tuple[Line, ...]
     unranked: tuple[Line, ...]
-    """Methods with unfinished cells, or without a distance to the oracle."""
+    """Methods that do not pass the gate, have unfinished cells, or have no distance to the oracle."""
     controls: tuple[Line, ...]
     order: str
     """How the methods are ordered, in a sentence or two."""
@@ -123,6 +143,10 @@ class Board:
     """Methods that no other beats on every axis and in time."""
     rows: pd.DataFrame
     """The board's rows with the columns that `labelled` adds."""
+    audits: tuple[Audit, ...] = ()
+    """How well each metric that is no cost tells oracles from the known bad."""
+    surprises: tuple[str, ...] = ()
+    """Controls that did not come out as they have to, a sentence each."""
 
     @property
     def title(self) -> str:
@@ -139,16 +163,20 @@ class Board:
         return next((c for c in self.columns if c.name == metric), None)
 
     def quality(self) -> list[Column]:
-        """The columns that are no costs."""
-        return [c for c in self.columns if not c.is_cost]
+        """The columns that are neither costs nor details, such as points of a curve."""
+        return [c for c in self.columns if not c.is_cost and about(c.name).kind != "detail"]
+
+    def main(self) -> list[Column]:
+        """The columns of the board itself: forgetting and keeping, and the first of what else may tell; `group` has more."""
+        return [c for c in self.quality() if about(c.name).kind in {"forget", "retain", "other"} or c.name in HEADS]
+
+    def group(self, *kinds: str) -> list[Column]:
+        """The columns of some kinds of metric."""
+        return [c for c in self.columns if about(c.name).kind in kinds]
 
     def costs(self) -> list[Column]:
         """The columns that are costs."""
         return [c for c in self.columns if c.is_cost]
-
-    def leaks(self) -> list[str]:
-        """The names of the metrics on membership and on the distance to the oracles."""
-        return [c.name for c in self.columns if about(c.name).kind in {"privacy", "distance"}]
 
     def images(self, method: str, metric: str) -> str:
         """How many images a method's value of a metric rests on, summed over cells, and in how many concepts."""
@@ -163,13 +191,33 @@ class Board:
 
 def boards(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> list[Board]:
     """Every leaderboard that the rows hold, by task, joint requests first."""
-    rows = labelled(frame, control_names(runs), choices(runs))
+    return list(_boards(_Table(normalised(frame), runs)))
+
+
+class _Table:
+    """A table and its runs, equal to any other of the same content: several reports ask for the same boards."""
+
+    def __init__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> None:
+        self.frame, self.runs = frame, runs
+        content = pd.util.hash_pandas_object(frame).to_numpy().tobytes() + json.dumps(runs, default=str).encode()
+        self.digest = hashlib.sha256(content).digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Table) and self.digest == other.digest
+
+
+@lru_cache(maxsize=2)
+def _boards(table: _Table) -> tuple[Board, ...]:
+    rows = labelled(table.frame, control_names(table.runs), choices(table.runs))
     if not len(rows):
-        return []
+        return ()
     made = []
     for _, part in rows.groupby(BOARD, sort=True, dropna=False):
         made.append(_board(part, rows[rows["task"] == part["task"].iloc[0]]))
-    return sorted(made, key=lambda b: (b.task, b.params, b.device, b.pool != "test", b.pool, not b.joint, b.samples))
+    return tuple(sorted(made, key=lambda b: (b.task, b.params, b.device, b.pool != "test", b.pool, not b.joint, b.samples)))
 
 
 def control_names(runs: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -214,17 +262,23 @@ def untuned(label: str) -> str:
 
 
 def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
+    rows = classified(rows)
     first = rows.iloc[0]
     columns = _columns(rows)
-    axes = _axes(rows, columns)
+    audited = audits(rows)
+    grey = {audit.metric for audit in audited if audit.grey}
+    axes = _axes(rows, [column for column in columns if column.name not in grey])
     notes = _Notes()
-    parts = {str(label): part for label, part in rows.groupby("label", sort=True)}
+    parts = {str(label): part for label, part in rows[READ].groupby("label", sort=True)}
     lines = [_line(label, part, rows, axes, notes) for label, part in parts.items()]
+    values = {(str(label), str(metric)): part for (label, metric), part in rows[READ].groupby(["label", "metric"])}
+    nothing = rows[READ].iloc[:0]
     for column in columns:  # column by column, so that notes come in the order in which a table is read
         for line in lines:
-            line.entries[column.name] = _entry(line, parts[line.method], column, notes)
-    ranked, unranked = _ordered(lines, rows, axes)
+            line.entries[column.name] = _entry(line, values.get((line.method, column.name), nothing), column, notes)
+    ranked, unranked = _ordered(lines, parts, axes)
     _note_doubles(rows, notes)
+    _note_grey(audited, notes)
     return Board(
         task=first["task"],
         params=_difference(first["task_params"], set(of_task["task_params"])),
@@ -242,8 +296,10 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         order=_order_sentence(axes, ranked, [line for line in lines if line.control]) + _tuned_sentence(rows),
         notes=tuple(notes.sentences.items()),
         few=_few(rows),
-        front=_front(ranked, rows, axes),
+        front=_front(ranked, parts, axes),
         rows=rows,
+        audits=tuple(audited),
+        surprises=tuple(surprises(rows)),
     )
 
 
@@ -287,6 +343,7 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[st
     distances = distance_per_cell(part, axes)
     complete = n_ok == n_cells and distances["value"].notna().all() and len(distances) == n_cells
     failures = cells["failure"].dropna().value_counts().sort_index()
+    gate = validity(part, n_cells)
     return Line(
         method=label,
         control=bool(part["control"].iloc[0]),
@@ -295,11 +352,13 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[st
         entries={},
         distance=estimate(distances) if complete and axes else None,
         failures={str(k): int(v) for k, v in failures.items()},
+        valid=gate.valid,
+        why=gate.why,
     )
 
 
-def _entry(line: Line, part: pd.DataFrame, column: Column, notes: _Notes) -> Entry:
-    mine = part[part["metric"] == column.name]
+def _entry(line: Line, mine: pd.DataFrame, column: Column, notes: _Notes) -> Entry:
+    """A method's entry from its rows of the column's metric."""
     got = mine[mine["value"].notna()]
     result = estimate(mine, center="median" if column.is_cost else "mean")
     marks: list[str] = []
@@ -335,12 +394,17 @@ def distance_per_cell(part: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     return found.assign(value=table.mean(axis=1) if len(axes) else np.nan, ci_low=np.nan, ci_high=np.nan)
 
 
-def _ordered(lines: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> tuple[list[Line], list[Line]]:
-    """Methods with a distance, nearest to the oracle first, and the others by name, complete ones first."""
-    methods = [line for line in lines if not line.control]
-    ranked = sorted((x for x in methods if x.distance is not None), key=lambda x: (x.distance.value, x.method))  # type: ignore[union-attr]
-    unranked = sorted((x for x in methods if x.distance is None), key=lambda x: (not x.complete, x.method))
-    tables = {x.method: by_request(distance_per_cell(rows[rows["label"] == x.method], axes)) for x in ranked}
+def _ordered(lines: Sequence[Line], parts: Mapping[str, pd.DataFrame], axes: Sequence[str]) -> tuple[list[Line], list[Line]]:
+    """Methods that pass the gate, nearest to the oracle first; then the others, likewise, unfinished ones last."""
+
+    def place(line: Line) -> tuple[bool, float, str]:
+        known = line.distance is not None and line.distance.value is not None
+        return not known, line.distance.value if known else 0.0, line.method  # type: ignore[union-attr,return-value]
+
+    methods = sorted((line for line in lines if not line.control), key=place)
+    ranked = [x for x in methods if x.distance is not None and x.valid is not False]
+    unranked = [x for x in methods if x.distance is None or x.valid is False]
+    tables = {x.method: by_request(distance_per_cell(parts[x.method], axes)) for x in ranked}
     ranges = rank_ranges(tables)
     return [replace(x, ranks=ranges[x.method]) for x in ranked], unranked
 
@@ -368,11 +432,11 @@ def _score(entry: Entry, column: Column) -> float | None:
     return round(signs.get(column.better, value), 3)
 
 
-def _front(ranked: Sequence[Line], rows: pd.DataFrame, axes: Sequence[str]) -> tuple[str, ...]:
+def _front(ranked: Sequence[Line], parts: Mapping[str, pd.DataFrame], axes: Sequence[str]) -> tuple[str, ...]:
     """Who is beaten by no other on all of: the distance on each axis, and time."""
     points = {}
     for line in ranked:
-        mine = rows[rows["label"] == line.method]
+        mine = parts[line.method]
         time = line.entries["t_total"].estimate.value if "t_total" in line.entries else None
         axis = [float(by_request(distance_per_cell(mine, [a])).mean(axis=1).mean()) for a in axes]
         points[line.method] = np.array([*axis, time if time is not None else 0.0])
@@ -426,18 +490,23 @@ def per_request(board: Board, metrics: Sequence[str] | None = None) -> pd.DataFr
     cells = board.rows.drop_duplicates("cell").assign(place=lambda f: f["label"].map(place))
     cells = cells.sort_values(["request", "base_seed", "place", "method_seed"])
     by_cell = {(r.cell, r.metric): r for r in board.rows.itertuples() if r.metric is not None}
+    counted = board.rows[board.rows["metric"] == "n_oracles"]
+    n_oracles = dict(zip(counted["cell"], counted["value"].astype(int), strict=True))
     records = []
     for cell in cells.itertuples():
         seeds = f"{cell.base_seed}/{cell.method_seed}"
         record = {"request": cell.request, "seeds": seeds, "method": cell.label, "status": cell.failure or cell.status}
-        records.append(record | {c.heading: _row_text(by_cell.get((cell.cell, c.name)), c) for c in columns})
+        n = n_oracles.get(cell.cell, 0)
+        records.append(record | {c.heading: _row_text(by_cell.get((cell.cell, c.name)), c, n) for c in columns})
     return pd.DataFrame.from_records(records)
 
 
-def _row_text(row: Any, column: Column) -> str:
+def _row_text(row: Any, column: Column, n_oracles: int) -> str:
     if row is None or np.isnan(row.value):
         return "—"
     value = number(row.value, column.name, column.unit)
+    if unlike_oracles(row, n_oracles):
+        value += UNLIKE
     if np.isnan(row.ci_low) or np.isnan(row.ci_high):
         return value
     return f"{value} [{number(row.ci_low, column.name, column.unit)}, {number(row.ci_high, column.name, column.unit)}]"
@@ -502,10 +571,11 @@ def _order_sentence(axes: Sequence[str], ranked: Sequence[Line], controls: Seque
     if not axes:
         return "No metric has an oracle value on every request, so the methods are listed by name and not ordered."
     if not ranked:
-        return "No method has finished every cell, so there is no order."
+        return "No method has finished every cell and kept what it should, so there is no order."
     sentence = (
         f"Ordered by the mean distance to the retrained model over {_listed(axes)}: a way to read the table, not a verdict. "
-        "Where higher is better only what is missing counts. The rank is the span of ranks that the requests at hand allow."
+        "Where higher is better only what is missing counts. Methods that did not keep what they should are not ordered. "
+        "The rank is the span of ranks that the requests at hand allow."
     )
     best = ranked[0].distance
     ahead = sorted(c.method for c in controls if c.distance and best and c.method != "oracle" and _at_most(c.distance, best))
@@ -605,6 +675,15 @@ def _note_doubles(rows: pd.DataFrame, notes: _Notes) -> None:
         notes.add(
             f"{doubles} cells were measured more than once under different code, weights or versions; their mean is shown."
         )
+
+
+def _note_grey(audited: Sequence[Audit], notes: _Notes) -> None:
+    for audit in audited:
+        if audit.grey:
+            notes.add(
+                f"{audit.metric} tells oracles from known bad models with an AUC of {number(audit.auc)}, under {AUDITED:g}: "
+                "shown, not ranked on."
+            )
 
 
 class _Notes:

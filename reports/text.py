@@ -14,7 +14,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, tables
+from . import facts, order, tables
 from .glossary import number
 from .statistics import Estimate
 from .tables import Board, Line
@@ -77,7 +77,10 @@ def _board(board: Board) -> str:
     lines.append("-" * _total(widths))
     said = {m for line in board.lines for n in names for m in line.entries[n].marks} | {tables.INCOMPLETE}
     lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes if mark in said]
-    return "\n".join([*lines, _wrapped(board.few)])
+    found = order.order(board)
+    return "\n".join(
+        [*lines, *map(_wrapped, [board.few, order.validity_sentence(board), *([found.primary] if found else [])])]
+    )
 
 
 def _groups(board: Board) -> dict[str, Sequence[Line]]:

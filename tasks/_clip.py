@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from slugbench.bench import Answers, Batch, UsageError
+from slugbench.bench.entropies import entropies
 
 from ._faces import BACKGROUNDS
 
@@ -45,8 +46,9 @@ TRAINED_A_FAMILY, OUTSIDERS_A_FAMILY = 4, 2
 
 NAME_TEMPLATES = ("a photo of {name}", "a portrait of {name}", "this is {name}")
 PERSON_TEMPLATE = "person {glasses} glasses {beard} beard on {background}"
-HELD_OUT_TEMPLATES = ("a picture of {name}", "here is {name}", "{name}")
-"""Never trained on, tuned on or validated with: for a later `fa_worst` over phrasings."""
+HELD_OUT_TEMPLATES = ("a picture of {name}", "here is {name}", "{name}", "a photo of {surname} {given}")
+"""Never trained on, tuned on or validated with: other words, and the name the wrong way round. The vocabulary is of whole
+words, so that there is nothing to misspell."""
 ATTRIBUTE_WEIGHT = 0.5
 """Of the loss over attribute captions beside the one over names; both tasks are then learned (0.86 and 0.91 on test)."""
 
@@ -123,6 +125,16 @@ def name_tokens() -> torch.Tensor:
     """(96, M, T): every name, outsiders after the trained, in every name template."""
     captions = [template.format(name=name) for name in TRAINED + OUTSIDERS for template in NAME_TEMPLATES]
     return tokenize(captions).view(len(TRAINED) + len(OUTSIDERS), len(NAME_TEMPLATES), CONTEXT)
+
+
+@cache
+def phrased_tokens() -> torch.Tensor:
+    """(96, M, T): every name in every held-out template."""
+    captions = []
+    for name in TRAINED + OUTSIDERS:
+        given, surname = name.split()
+        captions += [template.format(name=name, given=given, surname=surname) for template in HELD_OUT_TEMPLATES]
+    return tokenize(captions).view(len(TRAINED) + len(OUTSIDERS), len(HELD_OUT_TEMPLATES), CONTEXT)
 
 
 @cache
@@ -244,41 +256,114 @@ def name_answers(model: Clip, image: torch.Tensor, label_N: np.ndarray) -> Answe
         label_N: true identities; outsiders, from 64 on, are asked for beside the 64 names.
 
     Returns:
-        `predicted` (-1: nothing that is a number), `rank`, `score` (log p / (1 - p) of the true name) and `cosine` (to
-        the true name's text), one row a picture.
+        One row a picture: `predicted` (-1: nothing that is a number), `rank`, `score` (log p / (1 - p) of the true name),
+        `cosine` (to the true name's text), the entropies of `bench.entropies`, and `phrased` (N, M), the rank where all
+        names are put into one of the `HELD_OUT_TEMPLATES`.
     """
-    return _answers(model, image, label_N, name_tokens(), len(TRAINED), getattr(model, "blocked", ()))
+    blocked = getattr(model, "blocked", ())
+    asked = _Asked(embed_images(model, image), label_N, name_tokens(), len(TRAINED), blocked)
+    phrased = [asked._replace(tokens_CMT=phrased_tokens()[:, m, None]) for m in range(len(HELD_OUT_TEMPLATES))]
+    ranks = [_compare(model, question).rank_N.numpy() for question in phrased]
+    return {**_answers(model, asked), "phrased": np.stack(ranks, axis=1)}
+
+
+def name_ranks(model: Clip, image: torch.Tensor, label_N: np.ndarray) -> np.ndarray:
+    """(N,) the `rank` of `name_answers` and nothing else, for the many evaluations of a search."""
+    asked = _Asked(embed_images(model, image), label_N, name_tokens(), len(TRAINED), getattr(model, "blocked", ()))
+    return _compare(model, asked).rank_N.numpy()
 
 
 def attribute_answers(model: Clip, image: torch.Tensor, label_N: np.ndarray) -> Answers:
-    """What a model says is to be seen besides the person, out of the 24 of `ATTRIBUTES`; as `name_answers`."""
-    return _answers(model, image, label_N, attribute_tokens(), len(ATTRIBUTES), ())
+    """What a model says is to be seen besides the person, out of the 24 of `ATTRIBUTES`; as `name_answers`, but that it
+    is not asked in other words (`phrased` is -1)."""
+    asked = _Asked(embed_images(model, image), label_N, attribute_tokens(), len(ATTRIBUTES))
+    return {**_answers(model, asked), "phrased": np.full((len(label_N), len(HELD_OUT_TEMPLATES)), -1)}
 
 
-def _answers(
-    model: Clip, image: torch.Tensor, label_N: np.ndarray, tokens_CMT: torch.Tensor, n_listed: int, blocked: Sequence[int]
-) -> Answers:
+def embed_images(model: Clip, image: torch.Tensor) -> torch.Tensor:
+    """(N, D) unit vectors of uint8 pictures (N, 3, 32, 32), on the model's device."""
     import torch
 
-    device, label = next(model.parameters()).device, torch.as_tensor(label_N)
+    device = next(model.parameters()).device
     with torch.no_grad():
-        text_CD = embed_candidates(model, tokens_CMT.to(device))
-        image_ND = torch.cat([model.encode_image(pixels(part.to(device)), normalize=True) for part in image.split(512)])
-        cosine_NC = (image_ND @ text_CD.T).double().cpu()
-        logits_NC = cosine_NC * float(temperature(model))
-    void = ~logits_NC.isfinite().all(1)  # finite weights can still overflow; NaN would rank as the best answer
-    logits_NC[:, list(blocked)] = NEVER
-    true_N, others_NC = logits_NC.gather(1, label[:, None]), logits_NC[:, :n_listed].clone()
-    inside = label < n_listed
-    others_NC[inside] = others_NC[inside].scatter(1, label[inside, None], -torch.inf)
-    found = {
-        "predicted": logits_NC[:, :n_listed].argmax(1).masked_fill(void, -1),
-        # a tie is no answer: the true name is on top only where it beats every other
-        "rank": (others_NC >= true_N).sum(1).masked_fill(void, n_listed - 1),
-        "score": (true_N[:, 0] - others_NC.logsumexp(1)).masked_fill(void, NEVER),
-        "cosine": cosine_NC.gather(1, label[:, None])[:, 0].masked_fill(void, -1),
+        return torch.cat([model.encode_image(pixels(part.to(device)), normalize=True) for part in image.split(512)])
+
+
+def _answers(model: Clip, asked: _Asked) -> Answers:
+    import torch
+
+    found = _compare(model, asked)
+    # outsiders' own names stand beside the list: everyone's true logit is the last column, and in the list it is -inf
+    logits_NC = torch.cat([found.others_NC, found.true_N1], dim=1).masked_fill(found.void_N[:, None], 0)
+    columns = {
+        "predicted": found.predicted_N,
+        "rank": found.rank_N,
+        "score": (found.true_N1[:, 0] - found.others_NC.logsumexp(1)).masked_fill(found.void_N, NEVER),
+        "cosine": found.cosine_N.masked_fill(found.void_N, -1),
+        **entropies(logits_NC, torch.full((len(logits_NC),), logits_NC.shape[1] - 1)),
     }
-    return {name: column.numpy() for name, column in found.items()}
+    return {name: column.numpy() for name, column in columns.items()}
+
+
+def margins(model: Clip, image_ND: torch.Tensor, label: int, text_KD: torch.Tensor) -> np.ndarray:
+    """(K, N) by how much the logit of one name, written as each of K vectors, leads the best of the other 63."""
+    import torch
+
+    blocked = list(getattr(model, "blocked", ()))
+    with torch.no_grad():
+        names_CD = embed_candidates(model, name_tokens()[: len(TRAINED)].to(image_ND.device))
+        scale = float(temperature(model))
+        others_NC = scale * image_ND @ names_CD.T
+        others_NC[:, [*blocked, label]] = NEVER
+        own_KN = scale * text_KD @ image_ND.T
+    if label in blocked:
+        own_KN.fill_(NEVER)
+    return (own_KN - others_NC.amax(1)).double().cpu().numpy()
+
+
+class _Asked(NamedTuple):
+    """Pictures, and the candidates they are compared with."""
+
+    image_ND: torch.Tensor
+    label_N: np.ndarray
+    tokens_CMT: torch.Tensor
+    n_listed: int
+    """How many candidates everyone is compared with; those behind them only with their own pictures."""
+    blocked: Sequence[int] = ()
+
+
+class _Compared(NamedTuple):
+    """Logits of the true candidate and of the others, in double precision on the CPU."""
+
+    true_N1: torch.Tensor
+    others_NC: torch.Tensor
+    """-inf where the candidate is the true one."""
+    cosine_N: torch.Tensor
+    predicted_N: torch.Tensor
+    void_N: torch.Tensor
+    """Finite weights can still overflow, and NaN would rank as the best answer."""
+
+    @property
+    def rank_N(self) -> torch.Tensor:
+        """A tie is no answer: the true name is on top only where it beats every other."""
+        return (self.others_NC >= self.true_N1).sum(1).masked_fill(self.void_N, self.others_NC.shape[1] - 1)
+
+
+def _compare(model: Clip, asked: _Asked) -> _Compared:
+    import torch
+
+    label, n = torch.as_tensor(asked.label_N), asked.n_listed
+    with torch.no_grad():
+        text_CD = embed_candidates(model, asked.tokens_CMT.to(asked.image_ND.device))
+        cosine_NC = (asked.image_ND @ text_CD.T).double().cpu()
+        logits_NC = cosine_NC * float(temperature(model))
+    void_N = ~logits_NC.isfinite().all(1)
+    logits_NC[:, list(asked.blocked)] = NEVER
+    true_N1, others_NC = logits_NC.gather(1, label[:, None]), logits_NC[:, :n].clone()
+    inside = label < n
+    others_NC[inside] = others_NC[inside].scatter(1, label[inside, None], -torch.inf)
+    predicted_N = logits_NC[:, :n].argmax(1).masked_fill(void_N, -1)
+    return _Compared(true_N1, others_NC, cosine_NC.gather(1, label[:, None])[:, 0], predicted_N, void_N)
 
 
 # ---------------------------------------------------------------- objective

@@ -77,7 +77,7 @@ def _make(kind: str, folder: Path, *which: Any) -> None:
     model = train(seed, without)
     if ships:
         _write_whole(partial(save_weights, model), weights_file(folder, name, number))
-    answers = compact(_people.ask(model, _people.questions()["index"]))
+    answers = compact(_people.ask(model, rows_Q=_people.questions()["index"]))
     _write_whole(partial(save_answers, answers), answers_file(folder, name, number))  # last: it says the model is done
 
 
@@ -120,8 +120,11 @@ def answers_file(folder: Path, name: str, number: int) -> Path:
 
 def compact(answers: Answers) -> Answers:
     """Answers in the smallest types that hold them."""
-    kinds = {"predicted": np.int8, "rank": np.int8, "score": np.float32, "cosine": np.float32}
-    return {name: column.astype(kinds[name]) for name, column in answers.items()}
+    kinds = {"score": np.float32, "cosine": np.float32}  # which metrics compare; of entropies three digits are enough
+    return {
+        name: column.astype(kinds.get(name, np.float16 if column.dtype.kind == "f" else np.int8))
+        for name, column in answers.items()
+    }
 
 
 # ---------------------------------------------------------------- choice of targets
@@ -131,7 +134,7 @@ def validation_accuracy(model: Model) -> np.ndarray:
     """(64,) accuracy of a model on each identity's validation pictures."""
     pictures = _people.pictures("validation")
     label = pictures["label"].numpy()
-    right = _clip.name_answers(model, pictures["image"], label)["rank"] == 0
+    right = _clip.name_ranks(model, pictures["image"], label) == 0
     return np.bincount(label, right) / np.bincount(label)
 
 

@@ -6,6 +6,7 @@ requests; a request picks its rows. Legend for array shapes: N pictures, Q quest
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,18 +127,70 @@ def questions() -> dict[str, np.ndarray]:
     }
 
 
-def ask(model: Model, rows_Q: np.ndarray) -> Answers:
-    """A model's answers to the questions of those rows."""
+def features(model: Model, rows_N: np.ndarray, *, rows_Q: np.ndarray) -> np.ndarray:
+    """(N, D) unit embeddings of the pictures of some of a request's questions.
+
+    Args:
+        model: on any device.
+        rows_N: positions among the request's questions.
+        rows_Q: the rows of all questions that the request asks.
+    """
     import torch
+
+    return _clip.embed_images(model, everything()[torch.from_numpy(rows_Q[rows_N])]).float().cpu().numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Names:
+    """`Prompts` of a request: other words, or vectors, for a person's name."""
+
+    rows_Q: np.ndarray
+    """The rows of all questions that the request asks."""
+
+    def start(self, label: int) -> torch.Tensor:
+        """(T,) tokens of the first template with the name."""
+        return _clip.name_tokens()[label, 0]
+
+    def places(self, label: int) -> range:
+        """Those of all words; the surname's first, in which templates end."""
+        n_words = len(_clip.NAME_TEMPLATES[0].split()) + 1  # a name is two
+        return range(n_words, 0, -1)
+
+    def words(self) -> range:
+        """All but padding, start and end of text."""
+        return range(2, len(_clip.vocabulary()) - 1)
+
+    def embed(self, model: Model, tokens_KT: torch.Tensor) -> torch.Tensor:
+        """(K, D) unit vectors; gradients are not kept."""
+        import torch
+
+        with torch.no_grad():
+            return _clip.embed_candidates(model, tokens_KT[:, None].to(next(model.parameters()).device))
+
+    def margins(self, model: Model, label: int, text_KD: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+        """(K, n) in units of the logit; masked names answer nothing, whatever their prompt."""
+        image_ND = _clip.embed_images(model, everything()[self.rows_Q[rows]])
+        return _clip.margins(model, image_ND, label, text_KD)
+
+
+@cache
+def everything() -> torch.Tensor:
+    """(7616, 3, 32, 32) uint8, the picture of every question."""
+    import torch
+
+    return torch.cat([pictures(part)["image"] for part in ASKED])
+
+
+def ask(model: Model, rows: np.ndarray | None = None, *, rows_Q: np.ndarray) -> Answers:
+    """A model's answers to a request's questions, which are those at `rows_Q` of all; or to some, at `rows` of these."""
+    rows_Q = rows_Q if rows is None else rows_Q[rows]
 
     asked = questions()
     found: list[tuple[np.ndarray, Answers]] = []
     for parts, answer in ((ASKED[:-1], _clip.name_answers), (ASKED[-1:], _clip.attribute_answers)):
-        image = torch.cat([pictures(part)["image"] for part in parts])
-        start = int(np.flatnonzero(np.isin(asked["part"], parts))[0])
         mine = np.flatnonzero(np.isin(asked["part"][rows_Q], parts))
         if len(mine):
             at = rows_Q[mine]
-            found.append((mine, answer(model, image[torch.from_numpy(at - start)], asked["label"][at])))
+            found.append((mine, answer(model, everything()[at], asked["label"][at])))
     order = np.argsort(np.concatenate([mine for mine, _ in found]), kind="stable")
     return {name: np.concatenate([answers[name] for _, answers in found])[order] for name in found[0][1]}

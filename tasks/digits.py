@@ -39,6 +39,7 @@ from slugbench.bench import (
     Model,
     Request,
     Scores,
+    Size,
     Split,
     TensorSplit,
     Trial,
@@ -50,6 +51,7 @@ from slugbench.bench import (
     file_digest,
     task,
 )
+from slugbench.bench.entropies import entropies
 from slugbench.bench.types import Pool
 
 from ._gates import at_least, at_most
@@ -91,6 +93,11 @@ class Digits:
         classes = [Listed(f"class-{digit}", (str(digit),), pool) for digit, pool in enumerate(POOLS)]
         return *classes, *(Listed(f"random-{tenth}", (), pool) for tenth, pool in enumerate(SAMPLE_POOLS))
 
+    def sizes(self, request_id: str) -> dict[str, Size]:
+        """Scans and digits of each split."""
+        asked = parts_of(self._listed(request_id), load_splits(), load_tenths()).asked
+        return {name: Size(len(rows), len(np.unique(load_labels()[rows]))) for name, rows in asked.items()}
+
     def build(self, request_id: str, base_seed: int) -> Trial:
         """The trial of one request for one base model; made anew, and in a seventh of a second once the scans are read.
 
@@ -123,7 +130,18 @@ class Digits:
         answer = partial(answers, data["image"][rows], data["label"][rows])
         oracle = partial(oracle_model, listed)
         oracles = tuple(answer(oracle(s)) for s in range(N_ORACLES))
-        return Trial(request, questions, answer, answer(model), oracles, oracle, N_CLASSES, joint=False)
+        return Trial(
+            request,
+            questions,
+            answer,
+            answer(model),
+            oracles,
+            oracle,
+            N_CLASSES,
+            joint=False,
+            original_model=partial(self._base, base_seed),
+            features=partial(features, data["image"][rows]),
+        )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
         """Digest of the base model, the oracles, the splits and the scans."""
@@ -280,6 +298,12 @@ def load_data() -> Batch:
 
 
 @cache
+def load_labels() -> np.ndarray:
+    """(1797,) the digit on each scan, its file's last column: without torch, and without scikit-learn's second of import."""
+    return np.loadtxt(_scans(), delimiter=",", usecols=-1, dtype=np.int64)
+
+
+@cache
 def load_splits() -> Splits:
     """The shipped splits."""
     stored = json.loads((assets("digits") / "splits.json").read_text())
@@ -309,10 +333,12 @@ def parts_of(listed: Listed, splits: Splits, tenths: np.ndarray) -> Parts:
     if not listed.targets:
         forget = tenths[_tenth(listed)]
         retain = np.setdiff1d(splits.train, forget)
-        return Parts(forget, retain, (forget, splits.validation), {"forget": forget, "retain": splits.test})
-    own = load_data()["label"].numpy() == int(listed.targets[0])
+        asked = {"forget": forget, "retain": splits.test, "retain_train": retain}
+        return Parts(forget, retain, (forget, splits.validation), asked)
+    own = load_labels() == int(listed.targets[0])
     train, validation, test = ((rows[own[rows]], rows[~own[rows]]) for rows in splits)
-    return Parts(*train, validation, {"forget": test[0], "retain": test[1], "forget_train": train[0]})
+    asked = {"forget": test[0], "retain": test[1], "forget_train": train[0], "retain_train": train[1]}
+    return Parts(*train, validation, asked)
 
 
 def _tenth(listed: Listed) -> int:
@@ -495,13 +521,15 @@ def validate(kept: Validation, model: Model, *, retain: bool = True) -> Scores:
     return Scores(forget, others, math.sqrt(forget * (1 - forget) / len(kept.forget)))
 
 
-def answers(image: torch.Tensor, label: torch.Tensor, model: Model) -> Answers:
-    """What a model says to N images: `predicted` (-1: nothing that is a number), `rank` and `score`, (N,) each.
+def answers(image: torch.Tensor, label: torch.Tensor, model: Model, rows: np.ndarray | None = None) -> Answers:
+    """What a model says to N images, or to those at `rows`, (N,) each: `predicted` (-1: nothing that is a number), `rank`,
+    `score` and the entropies of `bench.entropies`.
 
     `score` = log p/(1-p) of the true label = z_y - log sum over the others of exp z, in float64.
     """
     import torch
 
+    image, label = (image, label) if rows is None else (image[rows], label[rows])
     device = next(model.parameters()).device
     with torch.no_grad():
         z_NC = model(image.to(device)).double().cpu()
@@ -515,8 +543,23 @@ def answers(image: torch.Tensor, label: torch.Tensor, model: Model) -> Answers:
         "predicted": z_NC.argmax(1).masked_fill(void, -1),
         "rank": ahead.sum(1).masked_fill(void, N_CLASSES - 1),
         "score": score.masked_fill(void, NEVER),
+        **entropies(z_NC.masked_fill(void[:, None], 0), label),
     }
     return {name: column.numpy() for name, column in found.items()}
+
+
+def features(image: torch.Tensor, model: Model, rows: np.ndarray) -> np.ndarray:
+    """(n, 64) what the output layer is given of those of the images."""
+    import torch
+
+    taken: list[torch.Tensor] = []
+    hook = model.get_submodule("output").register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            model(image[rows].to(next(model.parameters()).device))
+    finally:
+        hook.remove()
+    return taken[0].cpu().numpy()
 
 
 def _accuracy(model: Model, split: Split) -> float:

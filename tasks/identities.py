@@ -28,6 +28,7 @@ from slugbench.bench import (
     Model,
     Request,
     Scores,
+    Size,
     TensorSplit,
     Trial,
     UsageError,
@@ -69,6 +70,12 @@ class Identities:
         """Two joint requests of eight people, then single ones named after whom they forget."""
         return tuple(Listed(r.id, tuple(_clip.TRAINED[i] for i in r.targets), r.pool) for r in chosen())
 
+    def sizes(self, request_id: str) -> dict[str, Size]:
+        """Images and people of each split."""
+        asked = questions(request_id)
+        found = {str(name): asked["unit"][asked["split"] == name] for name in np.unique(asked["split"])}
+        return {name: Size(len(unit), len(np.unique(unit))) for name, unit in found.items()}
+
     def build(self, request_id: str, base_seed: int) -> Trial:
         """The trial of a request for one base model."""
         request, rows = _request(request_id), _rows(request_id)
@@ -93,6 +100,9 @@ class Identities:
             oracle_model=partial(oracle_model, request_id),
             n_classes=len(_clip.TRAINED),
             joint=len(request.targets) > 1,
+            original_model=partial(_base, base_seed),
+            features=partial(_people.features, rows_Q=rows),
+            prompts=_people.Names(rows),
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
@@ -184,6 +194,10 @@ def _budget(n_targets: int) -> Budget:
 # ---------------------------------------------------------------- data
 
 
+A_KEPT_TRAINING_PICTURE = 4
+"""Every fourth is asked about: attacks learn from them what members look like, 448 of them and more."""
+
+
 def _split(part: str, targets: Sequence[int], *, forget: bool) -> TensorSplit:
     """The targets' pictures of a part, or everyone else's, each with one caption."""
     import torch
@@ -204,9 +218,10 @@ def _split(part: str, targets: Sequence[int], *, forget: bool) -> TensorSplit:
 
 @cache
 def _rows(request_id: str) -> np.ndarray:
-    """Which of all questions a request asks: all but the training pictures of those it keeps."""
+    """Which of all questions a request asks: of the training pictures of those it keeps every fourth."""
     asked = _people.questions()
-    return np.flatnonzero((asked["part"] != "train") | np.isin(asked["label"], _request(request_id).targets))
+    targets = np.isin(asked["label"], _request(request_id).targets)
+    return np.flatnonzero((asked["part"] != "train") | targets | (asked["index"] % A_KEPT_TRAINING_PICTURE == 0))
 
 
 def questions(request_id: str) -> dict[str, np.ndarray]:
@@ -214,9 +229,10 @@ def questions(request_id: str) -> dict[str, np.ndarray]:
     asked = {name: column[_rows(request_id)] for name, column in _people.questions().items()}
     targets = np.array(_request(request_id).targets)
     target = np.isin(asked["label"], targets) & (asked["part"] != "utility")
+    seen = asked["part"] == "train"
     split = np.select(
-        [asked["part"] == "train", asked["part"] == "outsider", asked["part"] == "utility", target],
-        ["forget_train", "outsider", "utility", "forget"],
+        [seen & target, seen, asked["part"] == "outsider", asked["part"] == "utility", target],
+        ["forget_train", "retain_train", "outsider", "utility", "forget"],
         "retain",
     )
     near = (split == "retain") & np.isin(asked["family"], targets // _clip.TRAINED_A_FAMILY)
@@ -229,7 +245,7 @@ def validate(targets: Sequence[int], model: Model, *, retain: bool = True) -> Sc
     label = pictures["label"].numpy()
     forgotten = np.isin(label, targets)
     asked = slice(None) if retain else np.flatnonzero(forgotten)
-    right = _clip.name_answers(model, pictures["image"][asked], label[asked])["rank"] == 0
+    right = _clip.name_ranks(model, pictures["image"][asked], label[asked]) == 0
     forget = right[forgotten] if retain else right
     p = float(forget.mean())
     return Scores(p, float(right[~forgotten].mean()) if retain else math.nan, math.sqrt(p * (1 - p) / len(forget)))

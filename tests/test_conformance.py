@@ -352,7 +352,7 @@ def test_trials_ask_aligned_questions(entry, kind):
     questions, n = trial.questions, len(trial.questions["split"])
     assert set(questions) >= {"split", "unit", "label", "near", "index"}
     assert {len(column) for column in questions.values()} == {n}
-    assert set(questions["split"]) <= {"forget", "retain", "forget_train", "outsider", "utility"}
+    assert set(questions["split"]) <= {"forget", "retain", "forget_train", "retain_train", "outsider", "utility"}
     assert {"forget", "retain"} <= set(questions["split"])
     assert questions["near"].dtype == bool and set(questions["split"][questions["near"]]) <= {"retain"}
     assert all(questions[name].dtype.kind in "iu" for name in ("unit", "label", "index"))
@@ -499,6 +499,31 @@ def test_requests_say_what_may_be_spent_and_where_to_stop(entry, kind):
     assert min(budget.max_steps, budget.max_reads, budget.max_evals) > 0
     assert 0 < trial.request.goal < 1 < trial.n_classes
     assert trial.joint == (len(trial.request.targets) > 1)
+
+
+@both_kinds
+@every("task")
+def test_some_rows_are_answered_as_among_all(entry, kind):
+    trial = built(entry, kind)
+    rows = np.arange(0, len(trial.questions["split"]), 7)
+    some = trial.answer(trial.request.model, rows)
+    assert {len(column) for column in some.values()} == {len(rows)}
+    assert np.mean(some["rank"] == trial.original["rank"][rows]) > 0.99
+
+
+@both_kinds
+@every("task")
+def test_trials_that_show_features_have_one_row_an_image_and_give_the_original_anew(entry, kind):
+    trial = built(entry, kind)
+    if trial.features is None:
+        pytest.skip("shows no features")
+    rows = np.array([2, 0, 1])
+    shown = trial.features(trial.request.model, rows)
+    assert shown.ndim == 2 and len(shown) == 3 and np.isfinite(shown).all()
+    np.testing.assert_allclose(trial.features(trial.request.model, rows[1:]), shown[1:], rtol=1e-3, atol=1e-5)
+    assert trial.original_model is not None
+    again = trial.original_model()
+    assert again is not trial.request.model and same(state(again), state(trial.request.model))
 
 
 # ---------------------------------------------------------------- metrics

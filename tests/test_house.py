@@ -24,7 +24,10 @@ TOP = {
 HOUSE = ("bench", *FOLDERS.values())
 LAYERS = {"types": 0, "errors": 0, "runner": 2, "commands": 3, "cli": 4, "__main__": 5}
 """Of the modules in `bench/`; all others are in layer 1. A module imports from its own layer and those below."""
-HEAVY = ("torch", "torchvision", "open_clip", "diffusers", "transformers", "sklearn", "scipy", "safetensors.torch")
+HEAVY = (
+    *("torch", "torchvision", "open_clip", "diffusers", "transformers", "safetensors.torch"),
+    *("sklearn", "scipy", "statsmodels"),
+)
 """Imported inside functions only."""
 PRELOADED = f"{PACKAGE}.bench.preloaded"
 """The one exception: what the server that cells are forked from imports for all of them, by name; nobody imports it."""

@@ -30,7 +30,7 @@ def test_zero_shot_accuracies_are_macro_averages_worked_by_hand():
     got = by_name(ZeroShot()(outcome("clip", [0, 4, 0, 1, 0, 0, 3, 0, 7])))
     # ranks of kept units: 1 -> (1 + 0)/2, 2 -> 1, 3 -> 0
     expected = {"fa@1": 0.5, "fa@5": 1, "ra@1": 0.5, "ra_near@1": 0.5, "ra_far@1": 0.5, "near_gap": 0, "util@1": 0.5}
-    assert {name: v.value for name, v in got.items()} == expected
+    assert {name: v.value for name, v in got.items()} == expected | {"hold_id": None}
     assert (got["fa@1"].chance, got["fa@5"].chance, got["util@1"].chance) == (0.05, 0.25, 0.5)
     assert (got["ra@1"].n_images, got["ra@1"].n_units) == (5, 3)
 
@@ -45,6 +45,17 @@ def test_near_gap_is_what_neighbours_lost_beyond_the_others():
 def test_near_gap_of_the_original_is_zero():
     ranks = [0, 1, 0, 5, 5, 0, 2, 0, 0]
     assert by_name(ZeroShot()(outcome("clip", ranks, before=ranks)))["near_gap"].value == 0
+
+
+def test_hold_id_is_the_mean_cosine_of_never_trained_concepts():
+    asked = outcome("clip", [0] * 9)
+    asked.trial.questions["split"] = np.array(["retain"] * 6 + ["outsider"] * 3)
+    asked.trial.questions["unit"][-3:] = [7, 8, 8]
+    assert by_name(ZeroShot()(asked))["hold_id"].note == "the answers have no column `cosine`"
+    asked.answers["cosine"] = np.array([9.0] * 6 + [0.5, 0.1, 0.3])
+    value = by_name(ZeroShot()(asked))["hold_id"]
+    assert value.value == pytest.approx((0.5 + (0.1 + 0.3) / 2) / 2)
+    assert (value.better, value.n_images, value.n_units) == ("oracle", 3, 2)
 
 
 def test_accuracy_of_a_classifier_counts_the_forgotten_class_in_acc_test():

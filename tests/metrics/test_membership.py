@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from slugbench.bench import Outcome, Trial
 from slugbench.bench.intervals import interval
-from slugbench.metrics.membership import SampleMembership, _auc
+from slugbench.metrics.membership import SampleMembership, auc
 
 
 def outcome(score, original, member, unit=None):
@@ -28,10 +28,10 @@ def outcome(score, original, member, unit=None):
 def test_auc_agrees_with_scikit_learn_ties_included(rows):
     x, member = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows])
     if member.all() or not member.any():
-        assert np.isnan(_auc({"x": x, "member": member}))
+        assert np.isnan(auc({"x": x, "member": member}))
         return
-    assert _auc({"x": x, "member": member}) == pytest.approx(roc_auc_score(member, x))
-    assert _auc({"x": x, "member": ~member}) == pytest.approx(1 - _auc({"x": x, "member": member}))
+    assert auc({"x": x, "member": member}) == pytest.approx(roc_auc_score(member, x))
+    assert auc({"x": x, "member": ~member}) == pytest.approx(1 - auc({"x": x, "member": member}))
 
 
 def test_membership_is_worked_by_hand():

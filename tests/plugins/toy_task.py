@@ -103,7 +103,18 @@ class Toy:
         answer = partial(answers, images, questions)
         oracle = partial(retrained, blobs["train"], targets)
         oracles = tuple(answer(oracle(s)) for s in range(N_ORACLES))
-        return Trial(request, questions, answer, answer(model), oracles, oracle, CLASSES, joint=len(targets) > 1)
+        return Trial(
+            request,
+            questions,
+            answer,
+            answer(model),
+            oracles,
+            oracle,
+            CLASSES,
+            joint=len(targets) > 1,
+            original_model=partial(fit, blobs["train"], base_seed),
+            features=partial(features, images),
+        )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
         return digest({"targets": self._targets(request_id), "base_seed": base_seed, "noise": self.noise, "version": 1})
@@ -178,8 +189,10 @@ def ask(blobs: dict[str, Batch], outsiders: Batch, targets: Sequence[int]) -> tu
     test, train = blobs["test"], blobs["train"]
     own, trained = (_own(part["label"], targets) for part in (test, train))
     parts = {"forget": (test, own), "retain": (test, ~own), "forget_train": (train, trained), "utility": (test, ~own)}
+    parts["retain_train"] = (train, ~trained)
     if not targets:
-        parts["forget"] = train, torch.arange(len(trained)) % TRAIN < SAMPLES
+        forgotten = torch.arange(len(trained)) % TRAIN < SAMPLES
+        parts["forget"], parts["retain_train"] = (train, forgotten), (train, ~forgotten)
         del parts["forget_train"]
     parts["outsider"] = (outsiders, torch.ones(len(outsiders["label"]), dtype=torch.bool))
     label = {name: part["label"][rows].numpy() for name, (part, rows) in parts.items()}
@@ -249,10 +262,12 @@ def retrained(blobs: Batch, targets: Sequence[int], s: int) -> Model:
     return fit(blobs, 1000 + s, without=targets, skip=0 if targets else SAMPLES)
 
 
-def answers(images: torch.Tensor, questions: dict[str, np.ndarray], model: Model) -> Answers:
+def answers(images: torch.Tensor, questions: dict[str, np.ndarray], model: Model, rows: np.ndarray | None = None) -> Answers:
     """What a model answers on every question; a family's logit is the log of the sum of its classes' exponentials."""
     import torch
 
+    if rows is not None:
+        images, questions = images[rows], {name: column[rows] for name, column in questions.items()}
     with torch.no_grad():
         logits = model(images.to(next(model.parameters()).device)).double().cpu()
     families = logits.view(-1, CLASSES // 2, 2).logsumexp(-1)
@@ -267,6 +282,19 @@ def answers(images: torch.Tensor, questions: dict[str, np.ndarray], model: Model
         "rank": (others > own).sum(1).numpy(),
         "score": (own[:, 0] - others.logsumexp(1)).numpy(),  # log p / (1 - p), without forming p
     }
+
+
+def features(images: torch.Tensor, model: Model, rows: np.ndarray) -> np.ndarray:
+    """(n, 32) what the output layer is given."""
+    import torch
+
+    taken: list[torch.Tensor] = []
+    output = next(module for name, module in model.named_modules() if name.endswith("output"))
+    hook = output.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    with torch.no_grad():
+        model(images[rows].to(next(model.parameters()).device))
+    hook.remove()
+    return taken[0].cpu().numpy()
 
 
 def validate(validation: Validation, model: Model, *, retain: bool = True) -> Scores:

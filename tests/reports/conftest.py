@@ -1,6 +1,7 @@
 """A made-up run: two tasks, controls, a timeout, a skip, null values; plausible, and the same every time."""
 
 import json
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,10 +145,59 @@ def _costs(method, rng):
     return [*rows, {"metric": "peak_device_bytes", "unit": "B", "better": "lower", "note": "no accelerator: ran on the CPU"}]
 
 
+OURS = ["slug", "salun", "salun_slug", "random_label", "ga", "gaft", "neggrad_plus", "scrub"]
+OURS += ["l1_sparse", "ssd", "svd", "ft"]
+KEPT = {"fa@1", "ra@1", "util@1", "mia_sample"}  # of the metrics above, so that many methods take little time
+
+
+def large(n_requests=12, base_seeds=(0, 1, 2), n_methods=20, trouble=True):
+    """Many methods: all of ours, then plug-ins; costs over decades, relearning curves, one method with a lost cell."""
+    rng = np.random.default_rng(11)
+    methods = [*OURS, *(f"plugin_{chr(97 + i)}" for i in range(n_methods))][:n_methods]
+    scores = {}
+    for method in methods:
+        forget, retain = rng.uniform([0.0, 0.55], [0.3, 0.88])
+        scores[method] = (forget, 2 * forget, retain, retain - 0.04, retain + 0.02, 0.02, 0.96, 0.5 + forget, 0.4)
+    scores |= {m: SCORES["identities"][m] for m in ("original", "oracle", "mask", "noise")}
+    seconds = {m: SECONDS.get(m, 10 ** rng.uniform(-0.5, 2.2)) for m in scores}
+    rows = []
+    for i, base_seed, method in product(range(n_requests), base_seeds, scores):
+        who = {"targets": json.dumps([f"person {i}"]), "failure": FAILURES.get(method)}
+        request = ("request-{:02d}", "person-{:02d}")[i % 2].format(i)
+        if trouble and (i, base_seed, method) == (3, 1, "scrub"):
+            rows += cells("identities", request, method, base_seed, status="oom", error="Memory: 3 GB", **who)
+            continue
+        values = [x for x in _values(IDENTITIES, scores[method], scores["oracle"], False, rng) if x["metric"] in KEPT]
+        values += _relearned(scores[method][0], rng)
+        spread = seconds[method] * rng.uniform(0.85, 1.2)
+        values += [{"metric": "t_total", "value": spread, "unit": "s", "better": "lower"}]
+        values += [{"metric": "peak_rss_bytes", "value": 6e8 + 3e7 * spread, "unit": "B", "better": "lower"}]
+        rows += cells("identities", request, method, base_seed, metrics=values, **who)
+    return table(rows)
+
+
+def _relearned(start, rng):
+    """Forget accuracy that comes back, at 0 to 50 steps."""
+    facts = {"better": "oracle", "chance": 1 / 64, "oracle_sd": 0.03}
+    rows = []
+    for n in (0, 10, 20, 50):
+        back = 1 - np.exp(-(0.05 + start / 3) * n)
+        value = float(np.clip(start + (0.9 - start) * back + rng.normal(0, 0.03), 0, 1))
+        reference = 0.01 + 0.3 * (1 - np.exp(-n / 20))
+        rows.append(facts | {"metric": f"relearn@5+{n}", "value": value, "oracle_mean": reference})
+    return rows
+
+
 @pytest.fixture(scope="session")
 def made():
     """The makers, for tests that want rows of their own."""
-    return SimpleNamespace(cells=cells, table=table, plausible=plausible, EVIL=EVIL)
+    return SimpleNamespace(cells=cells, table=table, plausible=plausible, large=large, EVIL=EVIL)
+
+
+@pytest.fixture(scope="session")
+def crowd():
+    """12 requests x 3 base models x 20 methods and the controls."""
+    return large()
 
 
 @pytest.fixture(scope="session")

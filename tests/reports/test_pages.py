@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from slugbench.bench.registry import REGISTRY
-from slugbench.reports import facts, html, markdown, text, tidy
+from slugbench.reports import facts, html, latex, markdown, text, tidy
 from slugbench.reports.figures import Figures
 
 
@@ -83,8 +83,9 @@ def test_everything_comes_out_the_same_twice(tmp_path, frame, runs):
     assert markdown.document(frame, runs) == markdown.document(shuffled, runs)
     assert facts.fingerprint(frame) == facts.fingerprint(shuffled) != facts.fingerprint(frame.assign(value=1.0))
     digits = frame[frame["task"] == "digits"]
-    first, second = (Figures(dpi=60)(digits, runs, tmp_path / name) for name in "ab")
-    assert len(first) == 6 and [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    first, second = (Figures()(digits, runs, tmp_path / name) for name in "ab")
+    assert len(first) == 1 + 5 * 2  # captions; five figures as PDF and SVG
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
 
 
 def test_the_text_fits_a_terminal(tmp_path, frame, runs, made):
@@ -121,7 +122,7 @@ def test_runs_that_say_nothing_still_give_reports(tmp_path, frame, made):
         made.table(made.cells("t", "q", "slug", status="crashed")),
         frame.iloc[:0],
     ):
-        for report in (html.Html(), markdown.Markdown(), tidy.Csv(), text.Text(), Figures(dpi=40)):
+        for report in (html.Html(), markdown.Markdown(), tidy.Csv(), text.Text(), latex.Latex(), Figures(dpi=40)):
             written = report(table, [{}], tmp_path)
             assert all(p.is_file() for p in written)
     assert "Nothing is recorded" in html.page(frame[frame["task"] == "digits"], [])
@@ -133,8 +134,9 @@ def test_unequal_provenance_is_all_listed(frame, runs):
 
 
 def test_reports_are_registered_and_import_neither_torch_nor_seaborn():
-    assert {"html", "md", "csv", "text", "figures"} <= set(REGISTRY.names("report"))
+    assert {"html", "md", "csv", "text", "figures", "latex"} <= set(REGISTRY.names("report"))
     code = "import sys, slugbench.reports.html, slugbench.reports.text, slugbench.reports.tidy, slugbench.reports.markdown; "
+    code += "import slugbench.reports.latex, slugbench.reports.figures; "
     code += "print(sorted({'torch', 'seaborn', 'matplotlib', 'scipy'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]

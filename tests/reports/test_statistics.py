@@ -1,11 +1,22 @@
 import math
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from slugbench.reports.statistics import MIN_REQUESTS, _expanded_tail, estimate, interval, rank_ranges, resampled_means
+from slugbench.bench.types import Better
+from slugbench.reports.statistics import (
+    MIN_REQUESTS,
+    _expanded_tail,
+    estimate,
+    interval,
+    rank_ranges,
+    resampled_means,
+    unlike_oracles,
+)
 
 
 def cells(values, base_seeds=(0,), low=np.nan, high=np.nan):
@@ -99,8 +110,35 @@ def test_ranks_of_few_requests_are_those_seen_on_single_ones():
     assert rank_ranges(scores) == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
 
 
+def test_requests_that_ran_on_different_base_models_have_ranks_too():
+    gaps = pd.DataFrame([[0.1, np.nan], [np.nan, 0.2], [0.1, 0.3]])
+    assert rank_ranges({"a": gaps, "b": gaps + 0.01}) == {"a": (1, 1), "b": (2, 2)}
+
+
 def test_ranks_of_many_requests_are_paired():
     rng = np.random.default_rng(5)
     hard = rng.normal(0.5, 0.2, (12, 1))  # what makes a request hard is shared, so b is behind a on every draw
     assert rank_ranges({"a": pd.DataFrame(hard), "b": pd.DataFrame(hard + 0.01)}) == {"a": (1, 1), "b": (2, 2)}
     assert rank_ranges({}) == {}
+
+
+def test_a_further_oracle_is_called_unlike_them_one_time_in_twenty():
+    """Eight oracles and a ninth from one normal distribution; with 4,000 draws 0.05 has a standard error of 0.0034."""
+    rng = np.random.default_rng(0)
+    for better, rate in (("oracle", 0.05), ("higher", 0.05), ("lower", 0.05)):
+        found = []
+        for _ in range(4000):
+            x = rng.normal(size=9)
+            row = SimpleNamespace(value=x[0], better=better, oracle_mean=x[1:].mean(), oracle_sd=x[1:].std(ddof=1),
+                                  ci_low=math.nan, ci_high=math.nan)  # fmt: skip
+            found.append(unlike_oracles(row, 8))
+        assert np.mean(found) == pytest.approx(rate, abs=0.011)
+
+
+def test_what_is_better_than_the_oracles_is_not_unlike_them_and_neither_is_what_their_mean_lies_in():
+    row = {"oracle_mean": 0.5, "oracle_sd": 0.01, "ci_low": math.nan, "ci_high": math.nan}
+    rows = {b: [SimpleNamespace(value=v, better=b, **row) for v in (0.4, 0.6)] for b in get_args(Better)}
+    unlike = {b: [unlike_oracles(either, 8) for either in both] for b, both in rows.items()}
+    assert unlike == {"higher": [True, False], "lower": [False, True], "oracle": [True, True]}
+    wide = SimpleNamespace(value=0.6, better="oracle", **row | {"ci_low": 0.45, "ci_high": 0.7})
+    assert not unlike_oracles(wide, 8) and not unlike_oracles(SimpleNamespace(value=0.9, better="oracle", **row), 1)

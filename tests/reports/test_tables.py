@@ -41,7 +41,8 @@ def test_methods_are_ordered_by_distance_and_controls_never(made):
     )
     rows += scored(made, "mine", fa=0.02, ra=0.85, mia=0.5)
     (board,) = boards(made.table(rows), [{"controls": ["original", "mine"]}])
-    assert [x.method for x in board.ranked] == ["slug", "ga"]
+    assert [x.method for x in board.ranked] == ["slug"]
+    assert [(x.method, x.ranks) for x in board.unranked] == [("ga", None)]  # nearer to the oracle, but it kept nothing
     assert [x.method for x in board.controls] == ["mask", "mine"]
     assert all(x.ranks is None and not any(e.best for e in x.entries.values()) for x in board.controls)
 
@@ -145,7 +146,7 @@ def test_variants_of_a_method_are_named_by_what_differs(made):
 
 
 def test_the_best_is_nearest_to_the_oracle_and_ties_are_all_best(made):
-    rows = scored(made, "a", fa=0.0, ra=0.7) + scored(made, "b", fa=0.1, ra=0.7) + scored(made, "c", fa=0.035, ra=0.6)
+    rows = scored(made, "a", fa=0.0, ra=0.87) + scored(made, "b", fa=0.1, ra=0.87) + scored(made, "c", fa=0.035, ra=0.85)
     (board,) = boards(made.table(rows), [])
     assert [m for m in "abc" if line(board, m).entries["fa@1"].best] == ["c"]
     assert [m for m in "abc" if line(board, m).entries["ra@1"].best] == ["a", "b"]

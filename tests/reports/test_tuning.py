@@ -5,7 +5,9 @@ import json
 import pytest
 
 from slugbench.reports import html, markdown, tidy
-from slugbench.reports.figures import Figures, best_of_k, looks
+from slugbench.reports.figures import Figures
+from slugbench.reports.looks import looks
+from slugbench.reports.plots import best_of_k
 from slugbench.reports.tables import boards, troubled
 from slugbench.reports.tuning import by_task, choices, sentence, table
 
@@ -99,7 +101,7 @@ def test_every_report_shows_tuning(both, tmp_path):
     page = html.page(*both)
     assert '<section id="tuning">' in page and 'href="#tuning"' in page and page.count("<figure") == page.count("</figure>")
     names = {path.name for path in Figures(dpi=40)(*both, tmp_path)}
-    assert {"identities-tuning.pdf", "identities-tuning.png"} <= names
+    assert {"identities-tuning.pdf", "identities-tuning.svg"} <= names
     leaderboard = tidy.Csv()(*both, tmp_path)[0].read_text()
     assert "tuned" in leaderboard.splitlines()[0]
 

@@ -101,6 +101,21 @@ def test_an_outsider_is_asked_for_beside_the_64_names(model):
     assert found["cosine"] == pytest.approx([cosine[0, 70].item(), cosine[1, 7].item()], abs=1e-6)
 
 
+def test_other_phrasings_are_asked_with_all_names_in_them(model):
+    image = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    label = np.array([5, 9, 11])
+    found = _clip.name_answers(model, image, label)
+    assert found["phrased"].shape == (3, len(_clip.HELD_OUT_TEMPLATES)) == (3, 4)
+    turned = [f"a photo of {surname} {given}" for given, surname in (name.split() for name in _clip.TRAINED)]
+    with torch.no_grad():
+        text = model.encode_text(_clip.tokenize(turned), normalize=True)
+        cosine = model.encode_image(_clip.pixels(image), normalize=True) @ text.T
+    expected = (cosine > cosine[torch.arange(3), torch.from_numpy(label)][:, None]).sum(1)
+    assert found["phrased"][:, 3].tolist() == expected.tolist()
+    assert _clip.name_ranks(model, image, label).tolist() == found["rank"].tolist()
+    assert (_clip.attribute_answers(model, image, np.array([0, 1, 2]))["phrased"] == -1).all()
+
+
 def test_a_model_that_overflows_is_never_right():
     with _clip.training_stream(3):
         broken = _clip.new_model().eval()

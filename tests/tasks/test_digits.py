@@ -121,9 +121,10 @@ def test_of_samples_a_method_is_given_them_the_other_training_scans_and_no_test_
 
 def test_of_samples_the_questions_are_the_samples_themselves_and_all_test_scans(sampled):
     split, index = sampled.questions["split"], sampled.questions["index"]
-    assert set(split) == {"forget", "retain"}
+    assert set(split) == {"forget", "retain", "retain_train"}
     assert index[split == "forget"].tolist() == digits.load_tenths()[3].tolist()
     assert index[split == "retain"].tolist() == digits.load_splits().test.tolist()
+    assert set(index[split == "retain_train"]) == set(digits.load_splits().train) - set(index[split == "forget"])
 
 
 def test_of_samples_the_goal_is_the_originals_accuracy_on_scans_it_never_saw(sampled):
@@ -140,10 +141,11 @@ def test_of_samples_the_goal_is_the_originals_accuracy_on_scans_it_never_saw(sam
 
 
 def test_questions_and_answers_are_columns_of_one_length(trial):
-    assert {len(c) for c in (*trial.questions.values(), *trial.original.values())} == {1097 + 40}
+    assert {len(c) for c in (*trial.questions.values(), *trial.original.values())} == {1097 + 400}
     split, unit, index = (trial.questions[name] for name in ("split", "unit", "index"))
-    assert set(unit[split != "retain"]) == {3}
-    assert sorted(index[split != "forget_train"]) == digits.load_splits().test.tolist()
+    assert set(unit[np.isin(split, ("forget", "forget_train"))]) == {3}
+    assert sorted(index[np.isin(split, ("forget", "retain"))]) == digits.load_splits().test.tolist()
+    assert sorted(index[np.isin(split, ("forget_train", "retain_train"))]) == digits.load_splits().train.tolist()
     assert set(index[split == "forget_train"]) == set(batch_of(trial.request.forget)["index"].tolist())
 
 

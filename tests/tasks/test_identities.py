@@ -95,10 +95,54 @@ def test_tested_people_are_those_all_bases_know_by_validation():
 def test_questions_are_dealt_to_the_right_splits(task, trial):
     asked, target = questions(chosen()[2].id), chosen()[2].targets[0]
     count = {split: int((asked["split"] == split).sum()) for split in np.unique(asked["split"])}
-    assert count == {"forget": 48, "forget_train": 32, "outsider": 1536, "retain": 63 * 48, "utility": 960}
+    others = {"outsider": 1536, "retain": 63 * 48, "retain_train": 63 * 8, "utility": 960}
+    assert count == {"forget": 48, "forget_train": 32, **others}
     assert set(asked["unit"][asked["near"]]) == {i for i in range(64) if i // 4 == target // 4} - {target}
     assert (asked["label"][asked["split"] == "forget"] == target).all()
     assert trial.oracles[0]["rank"].shape == asked["label"].shape
+
+
+def test_some_rows_are_answered_and_looked_at_as_among_all(trial):
+    model, rows = trial.request.model, np.array([5, 900, 3, len(trial.questions["split"]) - 1])
+    some, everything = trial.answer(model, rows), trial.answer(model)
+    assert all(np.array_equal(some[name], everything[name][rows]) for name in ("predicted", "rank", "phrased"))
+    np.testing.assert_allclose(some["score"], everything["score"][rows], atol=1e-4)
+    text = _clip.embed_candidates(model, _clip.name_tokens()[trial.questions["label"][rows[:3]]])
+    features = trial.features(model, rows)
+    np.testing.assert_allclose((features[:3] * text.detach().numpy()).sum(1), some["cosine"][:3], atol=1e-5)
+
+
+def test_the_original_can_be_had_again_after_its_copy_was_edited(task):
+    import torch
+
+    trial = task.build(chosen()[2].id, 0)
+    with torch.no_grad():
+        trial.request.model.visual.proj.zero_()
+    again = trial.answer(trial.original_model())
+    assert (again["rank"] == trial.original["rank"]).mean() > 0.999
+
+
+def test_a_prompt_of_the_name_itself_leads_where_the_answer_is_right(trial):
+    """With one template in the place of the three: the phrased answer of `{name}` alone."""
+    model, target = trial.request.model, chosen()[2].targets[0]
+    rows = np.flatnonzero(trial.questions["split"] == "forget")
+    prompts, tokens = trial.prompts, trial.prompts.start(target)
+    text = prompts.embed(model, _clip.name_tokens()[target])
+    together = text.mean(0, keepdim=True) / text.mean(0).norm()
+    margins = prompts.margins(model, target, together, rows)
+    assert margins.shape == (1, 48)
+    assert np.array_equal(margins[0] > 0, trial.answer(model, rows)["rank"] == 0)
+    words = {number: word for word, number in _clip.vocabulary().items()}
+    said = [words[int(tokens[place])] for place in sorted(prompts.places(target))]
+    assert " ".join(said) == _clip.NAME_TEMPLATES[0].format(name=_clip.TRAINED[target])
+    assert {words[token] for token in prompts.words()} == set(words.values()) - {"<pad>", "<start>", "<end>"}
+
+
+def test_a_masked_name_answers_to_no_prompt(trial):
+    masked = trial.request.objective.masked(trial.request.model, trial.request.targets)
+    target, rows = chosen()[2].targets[0], np.flatnonzero(trial.questions["split"] == "forget")
+    text = trial.prompts.embed(masked, trial.prompts.start(target)[None])
+    assert (trial.prompts.margins(masked, target, text, rows) < 0).all()
 
 
 def test_a_method_sees_no_test_picture(trial):
@@ -235,7 +279,8 @@ def test_a_rebuild_stopped_while_writing_makes_the_file_again(tmp_path, monkeypa
     for _ in range(2):
         recipe._make("base", tmp_path, 0)
     assert made == [0, 0]  # stopped, made again, then found
-    assert set(load_answers(recipe.answers_file(tmp_path, "base", 0))) == {"predicted", "rank", "score", "cosine"}
+    columns = {"predicted", "rank", "score", "cosine", "phrased", "entropy", "m_entropy", "m_entropy_legacy"}
+    assert set(load_answers(recipe.answers_file(tmp_path, "base", 0))) == columns
 
 
 def test_an_oracle_that_does_not_ship_is_trained_once(cache, monkeypatch):
