@@ -131,9 +131,14 @@ def interval(values_RB: np.ndarray, confidence: float = 0.95) -> tuple[float, fl
         Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007. Satterthwaite, An approximate distribution of
         estimates of variance components, Biometrics Bulletin 1946.
     """
+    return _scaled(resampled_means(values_RB[None])[0], values_RB, confidence)
+
+
+def _scaled(draws: np.ndarray, values_RB: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Percentiles of bootstrap draws of the mean of a table, scaled about it as `interval` says."""
     from scipy.special import ndtri, stdtrit  # scipy.stats takes a second to import
 
-    draws, mean, tail = resampled_means(values_RB[None])[0], values_RB.mean(), (1 - confidence) / 2
+    mean, tail = values_RB.mean(), (1 - confidence) / 2
     sources = [(line.var(ddof=1) / len(line), len(line) - 1) for line in _means_of_lines(values_RB)]
     variance = sum(v for v, _ in sources)
     if variance == 0 or draws.std() == 0:
@@ -169,10 +174,10 @@ def paired_interval(
         confidence: of the interval.
     """
     one, other = resampled_means(np.stack([one_RB, other_RB]))
-    gaps = np.abs(other) - np.abs(one) if sizes else other - one
-    tail = _expanded_tail(len(one_RB), (1 - confidence) / 2)
-    low, high = np.quantile(gaps, [tail, 1 - tail])
-    return float(low), float(high)
+    if not sizes:
+        return _scaled(other - one, other_RB - one_RB, confidence)
+    signed_RB = np.sign(other_RB.mean()) * other_RB - np.sign(one_RB.mean()) * one_RB  # whose mean is that of the sizes
+    return _scaled(np.abs(other) - np.abs(one), signed_RB, confidence)
 
 
 def resampled_means(values_MRB: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:

@@ -171,8 +171,9 @@ class Board:
         return [c for c in self.quality() if about(c.name).kind in {"forget", "retain", "other"} or c.name in HEADS]
 
     def group(self, *kinds: str) -> list[Column]:
-        """The columns of some kinds of metric."""
-        return [c for c in self.columns if about(c.name).kind in kinds]
+        """The columns of some kinds of metric in which anyone has a value."""
+        known = {m for line in self.lines for m, entry in line.entries.items() if entry.estimate.value is not None}
+        return [c for c in self.columns if about(c.name).kind in kinds and c.name in known]
 
     def costs(self) -> list[Column]:
         """The columns that are costs."""
