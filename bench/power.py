@@ -65,14 +65,21 @@ def paired_difference(n: int, sd: float, *, efficiency: float = WILCOXON) -> flo
     return sd * float(TTestPower().solve_power(nobs=n * efficiency, alpha=ALPHA, power=POWER))
 
 
-def needed_for(difference: float, sd: float, *, efficiency: float = WILCOXON) -> int:
+def needed_for(difference: float, sd: float, *, efficiency: float = WILCOXON) -> float:
     """How many pairs find a difference: the inverse of `paired_difference`, and never fewer than can be significant."""
+    return max(pairs_for(difference, sd, efficiency=efficiency), needed_pairs(1))
+
+
+def pairs_for(difference: float, sd: float, *, alpha: float = ALPHA, efficiency: float = WILCOXON) -> float:
+    """Pairs on which the normal theory behind `paired_difference` finds a mean difference; infinite for none."""
     from statsmodels.stats.power import TTestPower
 
-    # beyond two SD the solver has less than a few pairs to work with, and the exact test's own minimum decides
-    effect = min(difference / sd, 2.0)
-    n = float(TTestPower().solve_power(effect_size=effect, alpha=ALPHA, power=POWER)) / efficiency
-    return max(math.ceil(n), needed_pairs(1))
+    effect = abs(difference) / sd if sd > 0 else math.inf
+    if effect < 1e-3:  # more than seven million pairs: the solver no longer converges
+        return math.inf
+    if effect > 5:  # as does not the other end, where two are enough
+        return 2
+    return math.ceil(float(TTestPower().solve_power(effect_size=effect, alpha=alpha, power=POWER)) / efficiency)
 
 
 def rate_difference(n: int) -> float:

@@ -120,8 +120,7 @@ def _line(what: str, held: int, n: int) -> dict[str, str]:
 
 def caught(board: tables.Board) -> Iterator[dict[str, str]]:
     """For each control that is no oracle the metrics by which most of its cells are unlike the oracles."""
-    counted = board.rows[board.rows["metric"] == "n_oracles"]
-    n_oracles = dict(zip(counted["cell"], counted["value"].astype(int), strict=True))
+    n_oracles = board.n_oracles()
     for line in (line for line in board.controls if line.method != "oracle"):
         rows = board.rows[(board.rows["label"] == line.method) & board.rows["value"].notna()]
         unlike = pd.Series([unlike_oracles(row, n_oracles.get(row.cell, 0)) for row in rows.itertuples()], index=rows.index)

@@ -8,7 +8,7 @@ import numpy as np
 
 from slugbench.bench import Outcome, Value, metric
 
-from .accuracy import macro
+from .accuracy import average
 
 
 @metric("disagree")
@@ -33,5 +33,4 @@ class Disagreement:
             return [Value("disagree", None, "", "lower", note="there is no oracle to compare with")]
         own, unit = outcome.answers["predicted"][forget], outcome.trial.questions["unit"][forget]
         x = np.mean([oracle["predicted"][forget] != own for oracle in outcome.oracles], axis=0)
-        arrays = {"x": x, "unit": unit}
-        return [Value("disagree", macro(x, unit), "", "lower", None, len(x), len(np.unique(unit)), arrays)]
+        return [average("disagree", x, unit, "lower")]

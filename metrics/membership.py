@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -71,10 +72,29 @@ def sample_attack_fails(outcome: Outcome) -> str:
 def uninformative(before: Value) -> str:
     """The note of a test whose value on the original model is `before`, an AUC that proves no attack; else empty."""
     # of many requests some pass the interval by chance, hence the floor too; a few hundred draws are enough for it
-    low, high = interval(before, resamples=400) or (0.0, 1.0)
+    low, high = _bounds(_Hashed(before))
     if low > 0.5 and (before.value or 0) >= ATTACKABLE:
         return ""
     return f"uninformative: the original's own AUC is {before.value:.2f} (95 % {low:.2f} to {high:.2f})"
+
+
+class _Hashed:
+    """A value as a key: that of the original comes up again for every metric and every oracle."""
+
+    def __init__(self, value: Value) -> None:
+        self.value, arrays = value, value.arrays or {}
+        self._key = value.statistic, tuple((name, arrays[name].dtype.str, arrays[name].tobytes()) for name in arrays)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and self._key == other._key
+
+
+@lru_cache(maxsize=16)
+def _bounds(before: _Hashed) -> tuple[float, float]:
+    return interval(before.value, resamples=400) or (0.0, 1.0)
 
 
 def membership_auc(outcome: Outcome, answers: Answers) -> Value:

@@ -97,8 +97,7 @@ class Relearning:
         found: dict[int, np.ndarray] = {}
         unit = np.array([])
         looks = sorted({0, *(round(self.steps * share) for share in LOOKS)})
-        rate = self.learning_rate or (3e-4 if request.objective.kind == "clip" else 1e-3)
-        for step, model in trained(outcome, batches(), self.steps, rate):
+        for step, model in trained(outcome, batches(), self.steps, self.learning_rate):
             if step in looks:
                 found[step], unit = right(outcome.trial, model)
         return found, unit
@@ -136,17 +135,17 @@ class Resurgence:
             return []
         request = outcome.trial.request
         steps = -(-len(request.retain) // self.batch) * self.epochs
-        rate = self.learning_rate or (3e-4 if request.objective.kind == "clip" else 1e-3)
-        *_, (_, model) = trained(outcome, forever(request.retain, self.batch), steps, rate)
+        *_, (_, model) = trained(outcome, forever(request.retain, self.batch), steps, self.learning_rate)
         return [average("resurge", *right(outcome.trial, model), "oracle")]
 
 
-def trained(outcome: Outcome, batches: Iterator[Batch], steps: int, rate: float) -> Iterator[tuple[int, Model]]:
+def trained(outcome: Outcome, batches: Iterator[Batch], steps: int, rate: float | None) -> Iterator[tuple[int, Model]]:
     """A copy of the outcome's model after 0, 1, ... `steps` steps of its task's training loss, in eval mode."""
     import torch
 
     model, objective = taken(outcome), outcome.trial.request.objective
     device = next(model.parameters()).device
+    rate = rate or (3e-4 if objective.kind == "clip" else 1e-3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
     yield 0, model.eval()
     for step in range(1, steps + 1):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from slugbench.bench import Answers, Outcome, Value, metric
 
-from .accuracy import macro
+from .accuracy import average
 from .membership import parts, sample_attack_fails
 
 KEPT = "retain_train"
@@ -64,8 +64,7 @@ class SvcEfficacy:
             why_not = sample_attack_fails(outcome)
         if why_not:
             return [Value(name, None, "", "oracle", None, n_images, n_units, note=why_not)]
-        x = self._called_unseen(outcome, target)
-        return [Value(name, macro(x, unit), "", "oracle", None, n_images, n_units, {"x": x, "unit": unit}, note=note)]
+        return [replace(average(name, self._called_unseen(outcome, target), unit, "oracle"), note=note)]
 
     def _name(self, answers: Answers) -> tuple[str, str]:
         """What the value is called, and what a reader has to know."""

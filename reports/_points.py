@@ -28,7 +28,7 @@ from ._layout import (
 from ._subject import NothingToDraw, Rows, axis_label, column_of, name_of, one_board
 from .glossary import about, is_bytes, unit_of
 from .looks import FAINT, MUTED, looks, tower_look
-from .statistics import Estimate
+from .statistics import Estimate, non_dominated
 from .tables import Board, Column, Line
 
 if TYPE_CHECKING:
@@ -196,17 +196,6 @@ def layer_front(scores: pd.DataFrame) -> pd.DataFrame:
 def _short(layer: str) -> str:
     """`visual.transformer.resblocks.7.mlp.c_fc.weight` as `visual.7.mlp.c_fc`."""
     return re.sub(r"(^|\.)transformer\.resblocks\.", r"\1", layer).removesuffix(".weight")
-
-
-def non_dominated(losses: np.ndarray, *, ties_stay: bool = False) -> np.ndarray:
-    """Which rows of losses (M, D) no other row beats: lower or equal on all and lower on one; with `ties_stay` lower on all.
-
-    A row with a NaN neither beats nor stays.
-    """
-    one, other = losses[:, None], losses[None, :]  # NaN compares false, so what has one beats nothing
-    lower = np.less(other, one)
-    beats = np.all(lower, axis=2) if ties_stay else np.all(other <= one, axis=2) & np.any(lower, axis=2)
-    return np.asarray(~np.any(beats, axis=1) & ~np.any(np.isnan(losses), axis=1))
 
 
 # ---------------------------------------------------------------- pieces

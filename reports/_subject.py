@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -12,12 +12,8 @@ from slugbench.bench import UsageError
 from .glossary import ARROW, about
 from .tables import INCOMPLETE, Board, Column, Line, boards
 
-if TYPE_CHECKING:
-    pass
-
 Rows: TypeAlias = "pd.DataFrame | Board"
 RELEARNED = re.compile(r"relearn@\d+\+(\d+)")
-"""Forget accuracy after so many steps: a point of a curve."""
 """Forget accuracy after so many steps of fine-tuning on the forgotten."""
 
 

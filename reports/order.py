@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
+from slugbench.bench.power import ALPHA, needed_pairs, pairs_for
+
 from .glossary import number
 from .statistics import MIN_REQUESTS, by_request, crossed, interval, percentile_interval, resampled_means
 from .tables import READ, Board, Line, distance_per_cell, untuned
@@ -26,7 +28,6 @@ REFERENCE = "slug"
 """The primary family is this method against each other one."""
 PRIMARY_REQUESTS = 10
 """Fewest paired requests on which the primary family is tested at all."""
-ALPHA, POWER = 0.05, 0.8
 ROPE = 0.01
 """Region of practical equivalence: one point of distance to the oracle either way."""
 SURE = 0.95
@@ -196,18 +197,6 @@ def reference_of(methods: Sequence[str]) -> str | None:
 # ---------------------------------------------------------------- tests
 
 
-def least_requests(comparisons: int, alpha: float = ALPHA) -> int:
-    """The fewest paired requests on which exact Wilcoxon tests can pass Holm's first step among so many comparisons.
-
-    With all n differences on one side the two-sided p-value is 2 / 2^n, which has to be at most alpha / comparisons.
-
-    Example:
-        >>> least_requests(10), least_requests(28)  # all pairs of 5 and of 8 methods
-        (9, 11)
-    """
-    return math.ceil(round(math.log2(2 * comparisons / alpha), 9))
-
-
 def wilcoxon(differences_R: np.ndarray) -> float:
     """Two-sided p-value of Wilcoxon's signed-rank test, exact also where differences tie; 1 where all are 0.
 
@@ -256,7 +245,7 @@ def all_pairs(table_RM: pd.DataFrame) -> pd.DataFrame | None:
     """Wilcoxon for every pair of methods after Holm, 1 on the diagonal; nothing if no pair could pass."""
     methods = list(table_RM.columns)
     upper = np.triu_indices(len(methods), 1)
-    if len(methods) < 2 or len(table_RM) < least_requests(len(upper[0])):
+    if len(methods) < 2 or len(table_RM) < needed_pairs(len(upper[0])):
         return None
     values = table_RM.to_numpy()
     found = np.ones((len(methods), len(methods)))
@@ -291,25 +280,10 @@ def rope(differences_R: np.ndarray, width: float = ROPE, *, draws: int = 20_000,
     return Posterior(float(under), float(within), float(over))
 
 
-def requests_needed(difference: float, sd: float, *, alpha: float = ALPHA, power: float = POWER) -> float:
-    """Paired requests on which a two-sided Wilcoxon test finds a mean difference with this power; infinite for none.
-
-    Those of Student's t over the Wilcoxon test's asymptotic efficiency relative to it under normal differences, 3 / pi.
-    """
-    from statsmodels.stats.power import TTestPower
-
-    effect = abs(difference) / sd if sd > 0 else math.inf
-    if effect < 1e-3:  # more than seven million requests: the solver no longer converges
-        return math.inf
-    if effect > 5:  # as does not the other end, where two are enough
-        return 2
-    return math.ceil(float(TTestPower().solve_power(effect_size=effect, alpha=alpha, power=power)) * math.pi / 3)
-
-
 def primary_family(grid: Grid, reference: str, tested: Sequence[str]) -> tuple[Pair, ...]:
     """The reference against each other method, exact Wilcoxon tests after Holm; nothing on too few requests."""
     others = [m for m in tested if m != reference]
-    if not others or len(grid.requests) < max(PRIMARY_REQUESTS, least_requests(len(others))):
+    if not others or len(grid.requests) < max(PRIMARY_REQUESTS, needed_pairs(len(others))):
         return ()
     of = dict(zip(grid.methods, grid.values_MRB, strict=True))
     tables = [of[m] - of[reference] for m in others]
@@ -324,8 +298,8 @@ def _pair(method: str, differences_RB: np.ndarray, p: float, comparisons: int) -
     if p >= ALPHA and posterior.verdict == "undecided":
         # at least a difference that matters: an observed one near 0 would ask for any number
         difference = max(abs(float(per_request.mean())), ROPE)
-        asked = requests_needed(difference, float(per_request.std(ddof=1)), alpha=ALPHA / comparisons)
-        needed = max(asked, least_requests(comparisons))
+        asked = pairs_for(difference, float(per_request.std(ddof=1)), alpha=ALPHA / comparisons)
+        needed = max(asked, needed_pairs(comparisons))
     return Pair(method, float(per_request.mean()), *interval(differences_RB), p, posterior, needed)
 
 
@@ -528,7 +502,7 @@ def _primary_sentence(reference: str | None, pairs: Sequence[Pair], n: int, k: i
         return f"There is no {REFERENCE} on this board, so the primary family is empty."
     if k < 2:
         return f"There is no other method to compare {reference} with."
-    least = max(PRIMARY_REQUESTS, least_requests(k - 1))
+    least = max(PRIMARY_REQUESTS, needed_pairs(k - 1))
     if n < least:
         return f"Not resolvable: n = {n}, {least} are needed to compare {reference} with {_counted(k - 1, 'method')}."
     nearer, farther = ([p.method for p in pairs if p.p_holm < ALPHA and side * p.difference > 0] for side in (1, -1))
@@ -543,7 +517,7 @@ def _all_pairs_sentence(n: int, k: int) -> str:
     if k < 2:
         return ""
     pairs = k * (k - 1) // 2
-    least = least_requests(pairs)
+    least = needed_pairs(pairs)
     if n < least:
         return f"All {pairs} pairs at once: not resolvable, n = {n}, {least} are needed."
     return f"All {pairs} pairs at once, Wilcoxon tests after Holm, n = {n}."

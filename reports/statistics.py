@@ -217,6 +217,17 @@ def rank_ranges(scores: Mapping[str, pd.DataFrame]) -> dict[str, tuple[int, int]
     return {m: (int(low), int(high)) for m, low, high in zip(scores, best, worst, strict=True)}
 
 
+def non_dominated(losses: np.ndarray, *, ties_stay: bool = False) -> np.ndarray:
+    """Which rows of losses (M, D) no other row beats: lower or equal on all and lower on one; with `ties_stay` lower on all.
+
+    A row with a NaN neither beats nor stays.
+    """
+    one, other = losses[:, None], losses[None, :]  # NaN compares false, so what has one beats nothing
+    lower = np.less(other, one)
+    beats = np.all(lower, axis=2) if ties_stay else np.all(other <= one, axis=2) & np.any(lower, axis=2)
+    return np.asarray(~np.any(beats, axis=1) & ~np.any(np.isnan(losses), axis=1))
+
+
 def _expanded_tail(n: int, tail: float) -> float:
     """Normal tail area at sqrt(n / (n - 1)) times Student's t quantile."""
     from scipy.special import ndtr, stdtrit  # scipy.stats takes a second to import

@@ -20,7 +20,7 @@ import pandas as pd
 from slugbench.bench.frame import SAME_CELL, normalised
 
 from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
-from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, rank_ranges, unlike_oracles
+from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, non_dominated, rank_ranges, unlike_oracles
 from .tuning import Choice, choices
 from .validity import AUDITED, Audit, audits, classified, surprises, validity
 
@@ -178,6 +178,11 @@ class Board:
     def costs(self) -> list[Column]:
         """The columns that are costs."""
         return [c for c in self.columns if c.is_cost]
+
+    def n_oracles(self) -> dict[str, int]:
+        """By cell, how many oracles its values stand beside, where that was noted."""
+        noted = self.rows[self.rows["metric"] == "n_oracles"]
+        return dict(zip(noted["cell"], noted["value"].astype(int), strict=True))
 
     def images(self, method: str, metric: str) -> str:
         """How many images a method's value of a metric rests on, summed over cells, and in how many concepts."""
@@ -435,17 +440,15 @@ def _score(entry: Entry, column: Column) -> float | None:
 
 def _front(ranked: Sequence[Line], parts: Mapping[str, pd.DataFrame], axes: Sequence[str]) -> tuple[str, ...]:
     """Who is beaten by no other on all of: the distance on each axis, and time."""
-    points = {}
+    if not ranked:
+        return ()
+    losses = []
     for line in ranked:
         mine = parts[line.method]
         time = line.entries["t_total"].estimate.value if "t_total" in line.entries else None
         axis = [float(by_request(distance_per_cell(mine, [a])).mean(axis=1).mean()) for a in axes]
-        points[line.method] = np.array([*axis, time if time is not None else 0.0])
-
-    def beaten(m: str) -> bool:
-        return any(np.all(p <= points[m]) and np.any(p < points[m]) for other, p in points.items() if other != m)
-
-    return tuple(m for m in points if not beaten(m))
+        losses.append([*axis, time if time is not None else 0.0])
+    return tuple(ranked[i].method for i in np.flatnonzero(non_dominated(np.array(losses))).tolist())
 
 
 # ---------------------------------------------------------------- as data frames
@@ -491,13 +494,12 @@ def per_request(board: Board, metrics: Sequence[str] | None = None) -> pd.DataFr
     cells = board.rows.drop_duplicates("cell").assign(place=lambda f: f["label"].map(place))
     cells = cells.sort_values(["request", "base_seed", "place", "method_seed"])
     by_cell = {(r.cell, r.metric): r for r in board.rows.itertuples() if r.metric is not None}
-    counted = board.rows[board.rows["metric"] == "n_oracles"]
-    n_oracles = dict(zip(counted["cell"], counted["value"].astype(int), strict=True))
+    n_oracles = board.n_oracles()
     records = []
     for cell in cells.itertuples():
         seeds = f"{cell.base_seed}/{cell.method_seed}"
         record = {"request": cell.request, "seeds": seeds, "method": cell.label, "status": cell.failure or cell.status}
-        n = n_oracles.get(cell.cell, 0)
+        n = n_oracles.get(str(cell.cell), 0)
         records.append(record | {c.heading: _row_text(by_cell.get((cell.cell, c.name)), c, n) for c in columns})
     return pd.DataFrame.from_records(records)
 

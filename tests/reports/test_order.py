@@ -10,6 +10,7 @@ import scikit_posthocs
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from slugbench.bench import power
 from slugbench.reports import html, markdown, order, text
 from slugbench.reports.tables import boards
 
@@ -74,9 +75,9 @@ def test_holm_is_the_textbooks_step_down():
 
 
 def test_the_fewest_requests_are_those_of_the_specification_and_the_first_that_can_pass():
-    assert [order.least_requests(m) for m in (1, 10, 28)] == [6, 9, 11]
+    assert [power.needed_pairs(m) for m in (1, 10, 28)] == [6, 9, 11]
     for comparisons in (1, 4, 29, 435):
-        n = order.least_requests(comparisons)
+        n = power.needed_pairs(comparisons)
         p = [stats.wilcoxon(np.arange(1.0, k + 1), method="exact").pvalue for k in (n - 1, n)]
         assert p[1] * comparisons <= 0.05 < p[0] * comparisons
 
@@ -114,13 +115,13 @@ def test_a_verdict_needs_95_percent():
 def test_requests_needed_are_those_of_the_specification_over_three_over_pi():
     # evaluation by t: SD 7.5 points, 2 points need 111 to 113, 1 point 442 to 444; SD 5, 2 points: 50 to 52
     for difference, sd, plain in ((0.02, 0.075, 112), (0.01, 0.075, 443), (0.02, 0.05, 51)):
-        assert order.requests_needed(difference, sd) == pytest.approx(plain * np.pi / 3, abs=2.5)
-    assert order.requests_needed(0.0, 0.1) == np.inf and order.requests_needed(0.1, 0.0) == 2
+        assert power.pairs_for(difference, sd) == pytest.approx(plain * np.pi / 3, abs=2.5)
+    assert power.pairs_for(0.0, 0.1) == np.inf and power.pairs_for(0.1, 0.0) == 2
 
 
 def test_the_requests_needed_do_give_the_power():
     rng = np.random.default_rng(4)
-    n = int(order.requests_needed(0.8, 1.0))
+    n = int(power.pairs_for(0.8, 1.0))
     hits = np.mean([order.wilcoxon(d) <= 0.05 for d in rng.normal(0.8, 1.0, (600, n))])
     assert hits == pytest.approx(0.8, abs=0.06)  # 600 trials: three standard errors are 0.05
 
