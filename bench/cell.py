@@ -208,8 +208,8 @@ def judge(
         trial: the trial.
         answers: of the model to judge.
         metrics: by spec.
-        keys: for each spec all that its reference values depend on besides the oracle: for metrics that need models, which
-            are costly, these are made once and kept in the cache.
+        keys: for each spec all that its reference values depend on besides the oracle; they are made once for all cells of
+            a trial and kept in the cache.
         model: the model itself, where it is at hand.
         cost: what it cost, where it is known.
         own: the oracle that the judged model is, which is then left out of its own reference.
@@ -219,10 +219,14 @@ def judge(
     """
     others = [s for s in range(len(trial.oracles)) if s != own]
     outcome = Outcome(trial, answers, tuple(trial.oracles[s] for s in others), model, cost, tuple(others))
+    from_answers = {spec: metric for spec, metric in metrics.items() if model is None or not needs_model(metric)}
+    known = _references(trial, from_answers, others, keys)
     rows = {}
     for spec, metric in metrics.items():
         try:
-            references = [_reference(metric, trial, s, [o for o in others if o != s], model, keys[spec]) for s in others]
+            references = known.get(spec) or [
+                _reference(metric, trial, s, [o for o in others if o != s], model, keys[spec]) for s in others
+            ]
             rows[spec] = [_facts(value, references) for value in metric(outcome)]
         except Exception as error:  # a metric's fault must not cost the cell: its row says what happened
             traceback.print_exc()
@@ -230,26 +234,51 @@ def judge(
     return rows
 
 
+def _references(
+    trial: Trial, metrics: Mapping[str, Metric], others: Sequence[int], keys: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[dict[str, float | None]]]:
+    """By spec, what metrics say of each oracle's answers; without those that raise, which will again where it is noted."""
+    if not metrics or not others:
+        return {}
+
+    def make(path: Path) -> None:
+        found = {}
+        for spec, metric in metrics.items():
+            with contextlib.suppress(Exception):
+                found[spec] = [_of_oracle(metric, trial, s, [o for o in others if o != s], None) for s in others]
+        path.write_text(json.dumps(found))
+
+    content = {"specs": {spec: keys[spec] for spec in sorted(metrics)}, "others": list(others)}
+    found: dict[str, list[dict[str, float | None]]] = json.loads(
+        cached("references", content, make, suffix=".json").read_text()
+    )
+    return found
+
+
 def _reference(
     metric: Metric, trial: Trial, oracle: int, others: Sequence[int], judged: Model | None, key: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """What a metric says of one oracle, judged against the others, and on the device of the model that is judged."""
-
-    def values(model: Model | None) -> dict[str, float | None]:
-        answers = tuple(trial.oracles[o] for o in others)
-        outcome = Outcome(trial, trial.oracles[oracle], answers, model, others=tuple(others))
-        return {value.name: _finite(value.value) for value in metric(outcome)}
-
+    """What a metric says of one oracle: of one that needs models, on the device of the judged one and from the cache."""
     if judged is None or not needs_model(metric):
-        return values(None)
+        return _of_oracle(metric, trial, oracle, others, None)
     device = next(judged.parameters()).device
 
     def make(path: Path) -> None:
-        path.write_text(json.dumps(values(trial.oracle_model(oracle).to(device).eval())))
+        model = trial.oracle_model(oracle).to(device).eval()
+        path.write_text(json.dumps(_of_oracle(metric, trial, oracle, others, model)))
 
     content = {**key, "oracle": oracle, "others": list(others)}
     found: dict[str, float | None] = json.loads(cached("reference", content, make, suffix=".json").read_text())
     return found
+
+
+def _of_oracle(
+    metric: Metric, trial: Trial, oracle: int, others: Sequence[int], model: Model | None
+) -> dict[str, float | None]:
+    """What a metric says of one oracle, judged against the others."""
+    answers = tuple(trial.oracles[o] for o in others)
+    outcome = Outcome(trial, trial.oracles[oracle], answers, model, others=tuple(others))
+    return {value.name: _finite(value.value) for value in metric(outcome)}
 
 
 def _facts(value: Value, references: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:

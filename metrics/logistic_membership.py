@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class LogisticAccuracy:
         Cai, Tan and Asif, Targeted Unlearning with Single Layer Unlearning Gradient, 2025. Triantafillou et al., Are We
         Making Progress in Unlearning? Findings from the First NeurIPS Unlearning Competition, 2024.
     """
+
+    preload: ClassVar[tuple[str, ...]] = ("sklearn.linear_model", "sklearn.model_selection")
 
     def __call__(self, outcome: Outcome) -> list[Value]:
         """One value `mia_lr_acc`, in [0, 1]; none where the task asks nothing about the forget split itself."""

@@ -31,6 +31,7 @@ class Representation:
     neighbours: int = 5
 
     needs_model: ClassVar[bool] = True
+    preload: ClassVar[tuple[str, ...]] = ("sklearn.linear_model", "sklearn.neighbors", "sklearn.pipeline")
 
     def __call__(self, outcome: Outcome) -> list[Value]:
         """Values `probe`, `knn` and `cka`, in [0, 1]; best where the retrained models' are.

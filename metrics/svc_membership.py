@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class SvcEfficacy:
     feature: Literal["confidence", "entropy", "m_entropy"] = "confidence"
     legacy: bool = False
     most: int = 500
+
+    preload: ClassVar[tuple[str, ...]] = ("sklearn.svm",)
 
     def __post_init__(self) -> None:
         if self.most < 1:
