@@ -14,7 +14,8 @@ import os
 import statistics
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,7 +66,10 @@ def measure(job: Mapping[str, Any]) -> None:
             result["cost"] = dataclasses.asdict(cost)
             result["validation"] = _validation(trial.request, model)
             own = _own_oracle(entry, job)
-            result["values"] = judge(trial, answers, _metrics(job), keys=_keys(job), model=model, cost=cost, own=own)
+            again = None if own is not None else partial(_again, method, entry, trial, job)
+            result["values"] = judge(
+                trial, answers, _metrics(job), keys=_keys(job), model=model, cost=cost, own=own, again=again
+            )
     except Exception as error:
         traceback.print_exc()
         verdict = classify(error)
@@ -109,6 +113,11 @@ def unlearn(method: Any, entry: Entry, trial: Trial, job: Mapping[str, Any]) -> 
     cost = meter.cost(concurrent=job["concurrent"])
     cost.bytes_delta = _bytes_delta(before, model)
     return model.to(device).eval(), cost
+
+
+def _again(method: Any, entry: Entry, trial: Trial, job: Mapping[str, Any], request: Request) -> Model:
+    """The method's model for another request, for metrics that ask what it does elsewhere."""
+    return unlearn(method, entry, _with_floor(dataclasses.replace(trial, request=request), job["device"]), job)[0]
 
 
 def _with_floor(trial: Trial, device: str) -> Trial:
@@ -201,6 +210,7 @@ def judge(
     model: Model | None,
     cost: Cost | None,
     own: int | None,
+    again: Callable[[Request], Model] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Every metric on the outcome, and on each oracle in its place.
 
@@ -213,12 +223,13 @@ def judge(
         model: the model itself, where it is at hand.
         cost: what it cost, where it is known.
         own: the oracle that the judged model is, which is then left out of its own reference.
+        again: runs the judged method on another request.
 
     Returns:
         For each metric's spec the facts of its rows.
     """
     others = [s for s in range(len(trial.oracles)) if s != own]
-    outcome = Outcome(trial, answers, tuple(trial.oracles[s] for s in others), model, cost, tuple(others))
+    outcome = Outcome(trial, answers, tuple(trial.oracles[s] for s in others), model, cost, tuple(others), again)
     from_answers = {spec: metric for spec, metric in metrics.items() if model is None or not needs_model(metric)}
     known = _references(trial, from_answers, others, keys)
     rows = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from .types import STATUSES
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .forecast import Forecast
     from .plan import Cell, Suite
     from .runner import Finished, Job, Settings
     from .store import Store
@@ -66,7 +68,7 @@ def _print_entry(kind: Any, name: str) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """`slugbench plan`."""
-    from . import power
+    from . import forecast, power
     from .plan import expand
     from .store import read_cell
     from .tuning import variants
@@ -74,24 +76,31 @@ def plan(arguments: argparse.Namespace) -> int:
     load(arguments.plugin)
     suite, device = _suite(arguments), _device(arguments.device)
     cells = expand(suite, device=device, variants=variants(_tuned(arguments)))
-    seconds: dict[str, list[float]] = {}
-    done = 0
-    for cell in cells:
-        record = read_cell(arguments.out / "cells" / cell.name, arguments.out / "arrays") if arguments.out else None
+    done: dict[str, dict[str, Any]] = {}
+    for cell in cells if arguments.out else ():
+        record = read_cell(arguments.out / "cells" / cell.name, arguments.out / "arrays")
         if record is not None and record["key"] == cell.key:
-            done += 1
-            seconds.setdefault(cell.method, []).append(record["wall_seconds"])
-    print(f"suite {suite.name}: {len(cells)} cells on {device}, {done} done")
+            done[cell.name] = record
+    print(f"suite {suite.name}: {len(cells)} cells on {device}, {len(done)} done")
+    print(_time_sentence(forecast.forecast(cells, done), _places(suite, device)))
     print(f"  limits: {suite.timeout:g} s and {suite.memory:g} GB a cell, {suite.threads} thread(s)")
     for (task, request, pool), n in Counter((cell.task, cell.request, cell.pool) for cell in cells).items():
         print(f"  {task:<12} {request:<20} {pool:<6} {n} cells")
-    for method, times in seconds.items():
-        print(f"  {method:<12} took {sum(times) / len(times):.1f} s a cell so far")
     print("what it can resolve:")
     print("\n".join(f"  {line}" for line in power.assumptions()))
     for comparison in power.comparisons(cells):
         print("\n".join(f"  {line}" for line in power.sentences(comparison)))
     return 0
+
+
+def _time_sentence(found: Forecast, places: int) -> str:
+    if not found.seconds:
+        return "  time: nothing is known of such cells; it will be when some are done" if found.unknown else "  time: none"
+    minutes = math.ceil(found.seconds / places / 60)
+    about = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    by = "as the cells that are done were" if found.measured else "as where the suites were timed, a CPU"
+    unknown = f"; not counting {found.unknown} cells of which nothing is known" if found.unknown else ""
+    return f"  time: about {about} for the rest, {places} at a time, if they are as fast {by}{unknown}"
 
 
 # ---------------------------------------------------------------- run, tune
@@ -282,18 +291,25 @@ def _device(wanted: str) -> str:
 def _settings(arguments: argparse.Namespace, suite: Suite, cells: Sequence[Cell], device: str) -> Settings:
     from .isolate import Limits
     from .plan import preloads
-    from .provenance import accelerators
     from .runner import Settings
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    default = max(len(accelerators()), 1) if device == "cuda" else max(cores // suite.threads, 1)
     return Settings(
         limits=Limits(suite.timeout, int(suite.memory * 1e9)),
-        jobs=arguments.jobs or default,
+        jobs=arguments.jobs or _places(suite, device),
         backend=arguments.backend,
         plugins=tuple(_absolute(arguments.plugin)),
         preload=tuple(preloads(cells)),
     )
+
+
+def _places(suite: Suite, device: str) -> int:
+    """How many cells run at a time: one a device, or one for so many threads as they have."""
+    from .provenance import accelerators
+
+    if device == "cuda":
+        return max(len(accelerators()), 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // suite.threads, 1)
 
 
 def _absolute(plugins: Sequence[str]) -> list[str]:

@@ -123,6 +123,11 @@ class Cell:
         return "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", part) for part in parts)
 
 
+def kind_of(targets: Sequence[str]) -> str:
+    """What a request is for: `single` (one target), `joint` (several) or `samples` (training samples of all concepts)."""
+    return {0: "samples", 1: "single"}.get(len(targets), "joint")
+
+
 # ---------------------------------------------------------------- suites
 
 

@@ -21,13 +21,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from .plan import Cell, kind_of
 from .registry import REGISTRY
 from .types import Sized
-
-if TYPE_CHECKING:
-    from .plan import Cell
 
 ALPHA, POWER = 0.05, 0.8
 WILCOXON = 3 / math.pi
@@ -129,7 +127,7 @@ class Comparison(NamedTuple):
 
     task: str
     kind: str
-    """`single` (one target), `joint` (several) or `samples` (training samples of all concepts)."""
+    """See `plan.kind_of`."""
     requests: int
     images: tuple[int, ...]
     """Of each request, those that forget accuracy is measured on; () where the task cannot say before it is built."""
@@ -151,8 +149,7 @@ def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
     """The comparisons of a plan, in its order."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
-        kind = {0: "samples", 1: "single"}.get(len(cell.targets), "joint")
-        groups.setdefault((cell.task, str(cell.task_params), kind), []).append(cell)
+        groups.setdefault((cell.task, str(cell.task_params), kind_of(cell.targets)), []).append(cell)
     return [_comparison(kind, own) for (_, _, kind), own in groups.items()]
 
 

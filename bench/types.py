@@ -263,6 +263,12 @@ class Trial:
     """(n, D) image features of those rows of the questions, as the last layer before the answer has them."""
     prompts: Prompts | None = None
     """Of a CLIP."""
+    shadow: Callable[[int], Request] | None = None
+    """This request to shadow original number s: trained on the same data as the original, from another seed, at its first
+    use, and kept in the cache."""
+    alone: Callable[[int, Model], Request] | None = None
+    """Of a joint request, that to forget the target at position j alone, of a model made to forget those before it: these
+    are in none of its splits, those after it are among what it retains."""
     method_seed: int = 0
     """Set by the runner; the control `oracle` is oracle number `method_seed`."""
 
@@ -304,6 +310,8 @@ class Outcome:
     cost: Cost | None = None
     others: tuple[int, ...] = ()
     """The numbers of the reference oracles, for `trial.oracle_model`."""
+    unlearn: Callable[[Request], Model] | None = None
+    """Runs the judged method on another request to the same task, unmeasured; None where an oracle is judged."""
 
 
 @dataclass(frozen=True)

@@ -107,18 +107,6 @@ class Digits:
         """
         listed, data, model = self._listed(request_id), load_data(), self._base(base_seed)
         parts, label = parts_of(listed, load_splits(), load_tenths()), data["label"].numpy()
-        kept = Validation(*(_subset(rows, listed.targets) for rows in parts.validation))
-        request = Request(
-            model=model,
-            targets=listed.targets,
-            forget=_subset(parts.forget, listed.targets),
-            retain=_subset(parts.retain, listed.targets),
-            validation=kept,
-            objective=CrossEntropy(),
-            validate=partial(validate, kept),
-            budget=Budget(max_steps=STEPS, max_reads=STEPS * BATCH, max_evals=400),
-            goal=1 / N_CLASSES if listed.targets else _accuracy(model, kept.retain),
-        )
         rows = np.concatenate(list(parts.asked.values()))
         questions = {
             "split": np.repeat(list(parts.asked), [len(asked) for asked in parts.asked.values()]),
@@ -131,7 +119,7 @@ class Digits:
         oracle = partial(oracle_model, listed)
         oracles = tuple(answer(oracle(s)) for s in range(N_ORACLES))
         return Trial(
-            request,
+            _asked_of(model, listed, parts),
             questions,
             answer,
             answer(model),
@@ -141,6 +129,7 @@ class Digits:
             joint=False,
             original_model=partial(self._base, base_seed),
             features=partial(features, data["image"][rows]),
+            shadow=lambda s: _asked_of(shadow_model(s), listed, parts),
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
@@ -341,6 +330,22 @@ def parts_of(listed: Listed, splits: Splits, tenths: np.ndarray) -> Parts:
     return Parts(*train, validation, asked)
 
 
+def _asked_of(model: Model, listed: Listed, parts: Parts) -> Request:
+    """The request to make a model forget."""
+    kept = Validation(*(_subset(rows, listed.targets) for rows in parts.validation))
+    return Request(
+        model=model,
+        targets=listed.targets,
+        forget=_subset(parts.forget, listed.targets),
+        retain=_subset(parts.retain, listed.targets),
+        validation=kept,
+        objective=CrossEntropy(),
+        validate=partial(validate, kept),
+        budget=Budget(max_steps=STEPS, max_reads=STEPS * BATCH, max_evals=400),
+        goal=1 / N_CLASSES if listed.targets else _accuracy(model, kept.retain),
+    )
+
+
 def _tenth(listed: Listed) -> int:
     return int(listed.id.removeprefix("random-"))
 
@@ -432,9 +437,19 @@ def oracle_model(listed: Listed, s: int) -> Model:
     """Oracle number s of a request: shipped, or from number 3 on trained once and kept in the cache."""
     path = assets("digits") / oracle_name(listed.id, s)
     if not path.is_file():
-        rows, seed = parts_of(listed, load_splits(), load_tenths()).retain, oracle_seed(s)
-        key = {"rows": rows.tolist(), "seed": seed, "recipe": RECIPE}
-        path = cached("digits-oracle", key, lambda to: make(to, rows, seed), suffix=".safetensors")
+        return _trained("digits-oracle", parts_of(listed, load_splits(), load_tenths()).retain, oracle_seed(s))
+    return load_weights(network(), path)
+
+
+def shadow_model(s: int) -> Model:
+    """An original that ships with nothing: trained like the bases from a seed of its own, and kept in the cache."""
+    return _trained("digits-shadow", load_splits().train, 2000 + s)
+
+
+def _trained(kind: str, rows: np.ndarray, seed: int) -> Model:
+    """A model of those scans, from the cache or trained now."""
+    key = {"rows": rows.tolist(), "seed": seed, "recipe": RECIPE}
+    path = cached(kind, key, lambda to: make(to, rows, seed), suffix=".safetensors")
     return load_weights(network(), path)
 
 

@@ -79,30 +79,21 @@ class Identities:
     def build(self, request_id: str, base_seed: int) -> Trial:
         """The trial of a request for one base model."""
         request, rows = _request(request_id), _rows(request_id)
-        model, original = _base(base_seed), _stored("base", base_seed, rows)
-        kept = Validation(*(_split("validation", request.targets, forget=forget) for forget in (True, False)))
+        joint = len(request.targets) > 1
         return Trial(
-            request=Request(
-                model=model,
-                targets=tuple(_clip.TRAINED[i] for i in request.targets),
-                forget=_split("train", request.targets, forget=True),
-                retain=_split("train", request.targets, forget=False),
-                validation=kept,
-                objective=_clip.Contrast(request.targets),
-                validate=partial(validate, request.targets),
-                budget=_budget(len(request.targets)),
-                goal=1 / len(_clip.TRAINED),
-            ),
+            request=_asked_of(_base(base_seed), request.targets),
             questions=questions(request_id),
             answer=partial(_people.ask, rows_Q=rows),
-            original=original,
+            original=_stored("base", base_seed, rows),
             oracles=tuple(_stored(f"{request_id}-oracle", s, rows) for s in range(n_oracles(request))),
             oracle_model=partial(oracle_model, request_id),
             n_classes=len(_clip.TRAINED),
-            joint=len(request.targets) > 1,
+            joint=joint,
             original_model=partial(_base, base_seed),
             features=partial(_people.features, rows_Q=rows),
             prompts=_people.Names(rows),
+            shadow=lambda s: _asked_of(_shadow(s), request.targets),
+            alone=(lambda j, model: _asked_of(model, request.targets[j : j + 1], request.targets[:j])) if joint else None,
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
@@ -172,6 +163,22 @@ def _request(request_id: str) -> Chosen:
     return by_id[request_id]
 
 
+def _asked_of(model: Model, targets: tuple[int, ...], gone: tuple[int, ...] = ()) -> Request:
+    """The request to make a model forget people; those that are `gone` already are in none of its splits."""
+    split = partial(_split, targets=targets, gone=gone)
+    return Request(
+        model=model,
+        targets=tuple(_clip.TRAINED[i] for i in targets),
+        forget=split("train", forget=True),
+        retain=split("train", forget=False),
+        validation=Validation(split("validation", forget=True), split("validation", forget=False)),
+        objective=_clip.Contrast((*targets, *gone)),
+        validate=partial(validate, targets, gone=gone),
+        budget=_budget(len(targets)),
+        goal=1 / len(_clip.TRAINED),
+    )
+
+
 def _oracle_files(folder: Path, request: Chosen) -> list[Path]:
     """What ships of a request's oracles: their answers, and of some their weights."""
     kinds = (weights_file, answers_file) if request.ships else (answers_file,)
@@ -198,12 +205,12 @@ A_KEPT_TRAINING_PICTURE = 4
 """Every fourth is asked about: attacks learn from them what members look like, 448 of them and more."""
 
 
-def _split(part: str, targets: Sequence[int], *, forget: bool) -> TensorSplit:
-    """The targets' pictures of a part, or everyone else's, each with one caption."""
+def _split(part: str, targets: Sequence[int], gone: Sequence[int] = (), *, forget: bool) -> TensorSplit:
+    """The targets' pictures of a part, or everyone else's but of who is gone, each with one caption."""
     import torch
 
     pictures = _people.pictures(part)
-    mine = torch.isin(pictures["label"], torch.tensor(targets)) == forget
+    mine = torch.isin(pictures["label"], torch.tensor(targets if forget else (*targets, *gone))) == forget
     label = pictures["label"][mine]
     index = torch.nonzero(mine)[:, 0]
     columns = {
@@ -239,16 +246,16 @@ def questions(request_id: str) -> dict[str, np.ndarray]:
     return {"split": split, "near": near, **{name: asked[name] for name in ("unit", "label", "index")}}
 
 
-def validate(targets: Sequence[int], model: Model, *, retain: bool = True) -> Scores:
-    """Accuracies on the validation pictures of the targets and, unless `retain` is off, of everyone else."""
+def validate(targets: Sequence[int], model: Model, *, retain: bool = True, gone: Sequence[int] = ()) -> Scores:
+    """Accuracies on the validation pictures of the targets and, unless `retain` is off, of everyone else but who is gone."""
     pictures = _people.pictures("validation")
     label = pictures["label"].numpy()
-    forgotten = np.isin(label, targets)
-    asked = slice(None) if retain else np.flatnonzero(forgotten)
+    asked = np.flatnonzero(~np.isin(label, gone) if retain else np.isin(label, targets))
     right = _clip.name_ranks(model, pictures["image"][asked], label[asked]) == 0
-    forget = right[forgotten] if retain else right
-    p = float(forget.mean())
-    return Scores(p, float(right[~forgotten].mean()) if retain else math.nan, math.sqrt(p * (1 - p) / len(forget)))
+    forgotten = np.isin(label[asked], targets)
+    p = float(right[forgotten].mean())
+    se = math.sqrt(p * (1 - p) / forgotten.sum())
+    return Scores(p, float(right[~forgotten].mean()) if retain else math.nan, se)
 
 
 # ---------------------------------------------------------------- models
@@ -256,6 +263,11 @@ def validate(targets: Sequence[int], model: Model, *, retain: bool = True) -> Sc
 
 def _base(seed: int) -> Model:
     return load_weights(_clip.new_model(), weights_file(assets("identities"), "base", _seed(seed)))
+
+
+def _shadow(number: int) -> Model:
+    """An original that ships with nothing: trained like the bases from a seed of its own, and kept in the cache."""
+    return _trained("identities-shadow", (), 2000 + number)
 
 
 def _stored(name: str, number: int, rows: np.ndarray | None = None) -> Answers:
@@ -267,24 +279,24 @@ def oracle_model(request_id: str, number: int) -> Model:
     """A request's oracle: shipped, or trained once and kept in the cache."""
     path = weights_file(assets("identities"), f"{request_id}-oracle", number)
     if not path.is_file():
-        request = _request(request_id)
-        key = {
-            "targets": request.targets,
-            "seed": oracle_seed(number),
-            "recipe": _clip.Recipe(),
-            "pictures": _people.VERSION,
-        }
-        path = cached("identities-oracle", key, partial(_train_oracle, request.targets, number), suffix=".safetensors")
+        return _trained("identities-oracle", _request(request_id).targets, oracle_seed(number))
     return load_weights(_clip.new_model(), path)
 
 
-def _train_oracle(targets: Sequence[int], number: int, path: Path) -> None:
+def _trained(kind: str, without: Sequence[int], seed: int) -> Model:
+    """A model that never saw some people, from the cache or trained now."""
+    key = {"targets": without, "seed": seed, "recipe": _clip.Recipe(), "pictures": _people.VERSION}
+    path = cached(kind, key, partial(_train, without, seed), suffix=".safetensors")
+    return load_weights(_clip.new_model(), path)
+
+
+def _train(without: Sequence[int], seed: int, path: Path) -> None:
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what the shipped ones were trained with
     try:
-        save_weights(train(oracle_seed(number), targets), path)
+        save_weights(train(seed, without), path)
     finally:
         torch.set_num_threads(threads)
 

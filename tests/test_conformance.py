@@ -526,6 +526,40 @@ def test_trials_that_show_features_have_one_row_an_image_and_give_the_original_a
     assert again is not trial.request.model and same(state(again), state(trial.request.model))
 
 
+@both_kinds
+@every("task")
+def test_shadow_originals_are_others_trained_on_the_same(entry, kind):
+    trial = built(entry, kind)
+    if trial.shadow is None:
+        pytest.skip("has no shadow originals")
+    one, again = trial.shadow(0), trial.shadow(0)
+    assert one.targets == trial.request.targets and len(one.forget) == len(trial.request.forget)
+    assert same(state(one.model), state(again.model)) and one.model is not again.model
+    assert not same(state(one.model), state(trial.request.model))
+    known, before = one.validate(one.model), trial.request.validate(trial.request.model)
+    assert known.retain == pytest.approx(before.retain, abs=0.2)
+
+
+@every("task")
+def test_requests_one_after_the_other_hold_each_target_once_and_nobody_who_is_gone(entry):
+    task = make(entry)
+    joint = [r for r in task.requests() if len(r.targets) > 1]
+    if not joint or not all(wanted.found for wanted in task.wanted()):
+        pytest.skip("has no joint requests here")
+    trial = task.build(joint[0].id, task.base_seeds[0])
+    if trial.alone is None:
+        pytest.skip("takes no targets one after the other")
+    request, n_all = trial.request, len(trial.request.forget) + len(trial.request.retain)
+    asked = [trial.alone(place, request.model) for place in range(len(request.targets))]
+    assert [one.targets for one in asked] == [(target,) for target in request.targets]
+    for place, one in enumerate(asked):
+        gone = sum(len(before.forget) for before in asked[:place])
+        assert len(one.forget) == len(request.forget.of(request.targets[place]))
+        assert len(one.forget) + len(one.retain) == n_all - gone
+        rows = [rows["index"] for split in (one.forget, one.retain) for rows in split.batches(256)]
+        assert len(set(np.concatenate(rows).tolist())) == n_all - gone
+
+
 # ---------------------------------------------------------------- metrics
 
 
@@ -552,7 +586,9 @@ def judged(entry: Entry, kind: str, model: str, request_id: str) -> Judged:
         with torch.no_grad():
             for i, p in enumerate(judged_model.parameters()):
                 p.add_(0.5 * p.std() * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    outcome = Outcome(trial, trial.answer(judged_model), others, judged_model, cost)
+    again = None if model == "oracle" else lambda request: request.model  # a method that does nothing
+    numbers = tuple(range(len(trial.oracles)))[-len(others) :]
+    outcome = Outcome(trial, trial.answer(judged_model), others, judged_model, cost, numbers, again)
     return Judged(outcome, list(make(entry)(outcome)))
 
 

@@ -180,11 +180,11 @@ def test_a_failed_gate_stops_the_run_before_any_method(tmp_path, capsys):
     assert "FAILED 'known'" in capsys.readouterr().out
 
 
-REQUESTS = 2 + 12 + 5 + 6
-"""Of `standard`: joint and single identities, classes and random samples of digits."""
+STANDARD = (2 + 12 + 5 + 6) * (18 * 3 + 14 * 2)
+"""Cells: joint and single identities, classes and random samples of digits; methods and controls, further seeds."""
 
 
-@pytest.mark.parametrize(("name", "cells"), {"quick": (4 + 2) * 9, "standard": REQUESTS * (18 * 3 + 14 * 2)}.items())
+@pytest.mark.parametrize(("name", "cells"), {"quick": (4 + 2) * 9, "standard": STANDARD, "full": STANDARD}.items())
 def test_shipped_suites_can_be_planned(capsys, name, cells):
     assert main(["plan", name]) == 0
     assert f"suite {name}: {cells} cells" in capsys.readouterr().out

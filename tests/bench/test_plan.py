@@ -54,6 +54,6 @@ def test_trials_differ_in_their_key_and_methods_do_not():
     assert {cell.trial_key for cell in cells if cell.base_seed} != {cell.trial_key for cell in cells if not cell.base_seed}
 
 
-@pytest.mark.parametrize("name", ["quick", "standard"])
+@pytest.mark.parametrize("name", ["quick", "standard", "full"])
 def test_shipped_suites_name_what_there_is(name):
     assert expand(load_suite(name), device="cpu")

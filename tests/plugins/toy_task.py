@@ -84,11 +84,31 @@ class Toy:
         blobs = {
             name: self._draw(name, size) for name, size in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
         }
-        forget, retain = _split(blobs["train"], targets)
-        kept = _split(blobs["validation"], targets) if targets else (forget, TensorSplit(blobs["validation"]))
+        model, joint = fit(blobs["train"], base_seed), len(targets) > 1
+        questions, images = ask(blobs, self._draw("outsiders", TEST), targets)
+        answer = partial(answers, images, questions)
+        oracle = partial(retrained, blobs["train"], targets)
+        oracles = tuple(answer(oracle(s)) for s in range(N_ORACLES))
+        return Trial(
+            self._asked_of(model, blobs, targets),
+            questions,
+            answer,
+            answer(model),
+            oracles,
+            oracle,
+            CLASSES,
+            joint=joint,
+            original_model=partial(fit, blobs["train"], base_seed),
+            features=partial(features, images),
+            shadow=lambda s: self._asked_of(fit(blobs["train"], 2000 + s), blobs, targets),
+            alone=(lambda j, model: self._asked_of(model, blobs, targets[j : j + 1], targets[:j])) if joint else None,
+        )
+
+    def _asked_of(self, model: Model, blobs: dict[str, Batch], targets: Sequence[int], gone: Sequence[int] = ()) -> Request:
+        forget, retain = _split(blobs["train"], targets, gone)
+        kept = _split(blobs["validation"], targets, gone) if targets else (forget, TensorSplit(blobs["validation"]))
         validation = Validation(*kept)
-        model = fit(blobs["train"], base_seed)
-        request = Request(
+        return Request(
             model=model,
             targets=tuple(f"blob{t}" for t in targets),
             forget=forget,
@@ -98,22 +118,6 @@ class Toy:
             validate=partial(validate, validation),
             budget=Budget(max_steps=100, max_reads=100 * 64, max_evals=100),
             goal=1 / CLASSES if targets else accuracy(model, validation.retain),
-        )
-        questions, images = ask(blobs, self._draw("outsiders", TEST), targets)
-        answer = partial(answers, images, questions)
-        oracle = partial(retrained, blobs["train"], targets)
-        oracles = tuple(answer(oracle(s)) for s in range(N_ORACLES))
-        return Trial(
-            request,
-            questions,
-            answer,
-            answer(model),
-            oracles,
-            oracle,
-            CLASSES,
-            joint=len(targets) > 1,
-            original_model=partial(fit, blobs["train"], base_seed),
-            features=partial(features, images),
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
@@ -166,12 +170,14 @@ def centers(n: int, seed: int) -> torch.Tensor:
     return family + 0.7 * torch.randn(n, SIDE * SIDE, generator=generator)
 
 
-def _split(blobs: Batch, targets: Sequence[int]) -> tuple[TensorSplit, TensorSplit]:
-    """The samples of the targets, or the first of each class where there are none, and the others."""
+def _split(blobs: Batch, targets: Sequence[int], gone: Sequence[int] = ()) -> tuple[TensorSplit, TensorSplit]:
+    """The samples of the targets, or the first of each class where there are none, and the others but what is gone."""
     import torch
 
     columns = blobs | {"index": torch.arange(len(blobs["label"]))}
-    own = _own(blobs["label"], targets) if targets else torch.arange(len(blobs["label"])) % TRAIN < SAMPLES
+    columns = {name: column[~_own(blobs["label"], gone)] for name, column in columns.items()}
+    label = columns["label"]
+    own = _own(label, targets) if targets else torch.arange(len(label)) % TRAIN < SAMPLES
     forget, retain = ({name: column[rows] for name, column in columns.items()} for rows in (own, ~own))
     return TensorSplit(forget, {f"blob{t}": torch.nonzero(forget["label"] == t)[:, 0] for t in targets}), TensorSplit(retain)
 
