@@ -119,6 +119,10 @@ class Gallery:
         """The pictures at which a bool array is true."""
         return Shown(self, np.flatnonzero(chosen_N))
 
+    def whole(self) -> Shown:
+        """All pictures."""
+        return Shown(self, np.arange(len(self.files)))
+
     def only(self, chosen_N: np.ndarray) -> Gallery:
         """A gallery of those pictures alone."""
         rows = np.flatnonzero(chosen_N)

@@ -1,4 +1,7 @@
-"""Pictures with captions in WebDataset tars, as LAION is handed out: read, checked, and decoded batch by batch."""
+"""Pictures with captions in WebDataset tars, as LAION is handed out: read, checked, and decoded batch by batch.
+
+Pictures are cropped as to be evaluated; the code of Cai et al., 2025, crops those to retain at random.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +27,15 @@ MOST_SKIPPED = 0.1
 not in them."""
 
 
+class Checked(NamedTuple):
+    """What is in tars."""
+
+    n: int
+    """Samples."""
+    faults: dict[str, str]
+    """What is wrong with those left out, by key."""
+
+
 @dataclass(frozen=True)
 class Tars:
     """One or more tars of samples: files of one stem, one a picture and one, `.txt`, its caption."""
@@ -35,37 +47,32 @@ class Tars:
         return content_digest(self.files)
 
     def pairs(self) -> tuple[list[bytes], list[str]]:
-        """Encoded pictures and their captions, without the samples that `skipped` names.
+        """Encoded pictures and their captions, without the samples that `checked` names.
 
         Raises:
             UsageError: a tar cannot be read, or no sample is whole.
         """
-        skipped = self.skipped()
-        whole = [(picture, text) for key, picture, text in self._samples() if key not in skipped and picture and text]
+        faults = self.checked().faults
+        whole = [(picture, text) for key, picture, text in self._samples() if key not in faults]
         if not whole:
-            raise UsageError(f"{self} holds no whole sample: {len(skipped)} lack a picture or a .txt, or are broken.")
-        return [picture for picture, _ in whole], [text for _, text in whole]
+            raise UsageError(f"{self} holds no whole sample; of {len(faults)} each lacks a picture or a .txt, or is broken.")
+        return [picture or b"" for picture, _ in whole], [text or "" for _, text in whole]
 
-    def skipped(self) -> dict[str, str]:
-        """Samples that are left out, as in the authors' code, and why; found once, and kept in the cache."""
+    def checked(self) -> Checked:
+        """Which samples are left out, as in the authors' code, and why; found once, and kept in the cache."""
 
         def make(path: Path) -> None:
             found = {key: _fault(picture, text) for key, picture, text in self._samples()}
-            path.write_text(json.dumps({"n": len(found), "faults": {key: why for key, why in found.items() if why}}))
+            path.write_text(json.dumps([len(found), {key: why for key, why in found.items() if why}]))
 
-        return dict(self._index(make)["faults"])
+        path = cached("webdataset-checked", {"content": self.content()}, make, suffix=".json")
+        return Checked(*json.loads(path.read_text()))
 
     def gate(self) -> Gate:
-        """How many samples were left out."""
-        skipped = self.skipped()
-        n = max(1, len(skipped) + len(self.pairs()[0]))
-        note = and_more([f"{key} ({why})" for key, why in skipped.items()])
-        return at_most(f"samples left out of {self}", len(skipped) / n, MOST_SKIPPED)._replace(note=note)
-
-    def _index(self, make: Callable[[Path], None]) -> dict[str, Any]:
-        path = cached("webdataset-faults", {"content": self.content()}, make, suffix=".json")
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        """The share of samples left out."""
+        n, faults = self.checked()
+        note = and_more([f"{key} ({why})" for key, why in faults.items()])
+        return at_most(f"samples left out of {self}", len(faults) / max(n, 1), MOST_SKIPPED)._replace(note=note)
 
     def _samples(self) -> Iterator[tuple[str, bytes | None, str | None]]:
         """Key, encoded picture and caption of every sample."""

@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -26,7 +26,7 @@ from slugbench.bench.registry import did_you_mean
 
 from . import imagenet as objects
 from ._gates import within
-from ._image_folders import Dealt, Gallery, Pair, PictureSplit, and_more, deal, folders_in, pictures_in, turns
+from ._image_folders import Dealt, Gallery, Pair, PictureSplit, Shown, and_more, deal, folders_in, pictures_in, turns
 from ._open_clip import Candidates, Original, Setting, Weights, activation_gate, original
 from ._pairs import Tars, paired, tar_of, tars_in
 
@@ -41,7 +41,6 @@ PAPER = (
 DEV, TUNE = 2, 6
 TEMPLATE = "{name}."
 IMAGES, NAMES, FREQUENT = "img_align_celeba", "list_identity_celeba.txt", "frequent_celebs.txt"
-PARTS = ("test", "validation", "train")
 RETAINED = 8_000
 """Pictures to retain where there are no pairs: as many as LAION's first shard gave Cai et al. (their 00000.tar, 7,972)."""
 ON_REQUEST = "list_identity_celeba.txt with names is given by CelebA's authors on request (mmlab.ie.cuhk.edu.hk)"
@@ -154,8 +153,10 @@ class CelebA:
 
     @property
     def _weights(self) -> Weights:
-        by_name = self.model.endswith("-quickgelu") if self.protocol == "published" else None
-        return Weights(self.model, self.pretrained, by_name if self.quickgelu is None else self.quickgelu)
+        weights = Weights(self.model, self.pretrained, self.quickgelu)
+        if self.protocol == "published" and self.quickgelu is None and weights.local is None:
+            return replace(weights, quickgelu=self.model.endswith("-quickgelu"))
+        return weights
 
     def _target(self, request_id: str) -> int:
         targets = {request.id: request.targets[0] for request in self.requests()}
@@ -170,15 +171,14 @@ class CelebA:
         if self.protocol == "published":
             dealt = _published(self.data, target)
         else:
-            dealt = _dealt(self.data, target, self.forget_data is not None, self.retain_data is not None)
+            dealt = _dealt(self.data, target, *(3 if tars is None else 2 for tars in (self.forget_data, self.retain_data)))
         if self.imagenet is None:
             return dealt
         found = objects.listing(self.imagenet)
         if self.protocol == "published" and found.classes != 1000:
             raise UsageError(f"protocol=published needs all 1,000 classes of ImageNet; {self.imagenet} has {found.classes}.")
         chosen = np.isin(np.arange(len(found.turn)), objects.five_percent(len(found.turn)))
-        some = found.gallery.only(chosen)
-        return dealt._replace(utility=some.where(np.ones(len(some.files), dtype=bool)))
+        return dealt._replace(utility=found.gallery.only(chosen).whole())
 
     def _tars(self, request_id: str) -> TarPair:
         forget = None
@@ -267,7 +267,7 @@ def known(data: str) -> People:
     names = tuple(sorted({name for _, name in rows}))
     place = {name: label for label, name in enumerate(names)}
     files, label = [root / IMAGES / file for file, _ in rows], np.array([place[name] for _, name in rows])
-    frequent = [line.strip().replace("_", " ") for line in (root / FREQUENT).read_text().splitlines() if line.strip()]
+    frequent = [line.strip().replace("_", " ") for line in _lines(root / FREQUENT) if line.strip()]
     if absent := [name for name in frequent if name not in place]:
         raise UsageError(f"{root / FREQUENT} names people without any picture in {NAMES}: {and_more(absent)}.")
     turn = turns([file for file, _ in rows], label)
@@ -292,7 +292,7 @@ def _check_folder(root: Path) -> None:
 
 def _identities(path: Path) -> list[tuple[str, str]]:
     """File and name of every picture: two header lines, then `000001.jpg Some_Name`."""
-    lines = path.read_text().splitlines()
+    lines = _lines(path)
     for number, line in enumerate(lines[:2], 1):
         if line.lower().split(" ")[0].endswith(".jpg"):
             raise UsageError(
@@ -308,43 +308,64 @@ def _identities(path: Path) -> list[tuple[str, str]]:
     return [(file, name.strip().replace("_", " ")) for file, name in rows]
 
 
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
 # ---------------------------------------------------------------- dealing
 
 
 @cache
-def _dealt(data: str, target: int, forget_in_tars: bool, retain_in_tars: bool) -> Dealt:
-    """Each person's pictures in three parts, or in two where training pictures come from elsewhere."""
+def _dealt(data: str, target: int, n_own: int, n_others: int) -> Dealt:
+    """Pictures in so many parts: to test, to search with and, the third, to train on."""
     people = known(data)
-    label, mine = people.gallery.label, people.gallery.label == target
-    _check_enough(people, target, 2 if forget_in_tars else 3)
-    part = people.turn % np.where(mine, 2 if forget_in_tars else 3, 2 if retain_in_tars else 3)
-    frequent = np.isin(label, people.frequent)
-    test, validation = (_pair(people, (part == PARTS.index(name)) & (frequent | mine), target) for name in PARTS[:2])
-    return Dealt((target,), _train(people, target, part == PARTS.index("train")), validation, test)
+    _check_enough(people, target, n_own)
+    own, turn = _own(data, target)
+    test, validation, train = (
+        Pair(own.where(turn % n_own == number), _but(kept, target)) for number, kept in enumerate(_retained(data, n_others))
+    )
+    return Dealt((target,), train, validation, test)
 
 
 @cache
 def _published(data: str, target: int) -> Dealt:
     """Everyone's pictures, all of them, for search and report; the target's among those of the frequent names."""
     people = known(data)
-    mine = people.gallery.label == target
     _check_enough(people, target, 1)
-    listed = people.gallery.only(mine | np.isin(people.gallery.label, people.frequent))
-    shown = Pair(listed.where(listed.label == target), listed.where(np.isin(listed.label, people.frequent)))
-    return Dealt((target,), _train(people, target, np.ones_like(mine)), shown, shown)
+    own = _own(data, target)[0].whole()
+    shown = Pair(own, people.gallery.only(_frequent(people)).whole())
+    return Dealt((target,), Pair(own, _but(_first(people, people.turn >= 0), target)), shown, shown)
 
 
-def _pair(people: People, chosen_N: np.ndarray, target: int) -> Pair:
-    some = people.gallery.only(chosen_N)
-    return Pair(some.where(some.label == target), some.where(some.label != target))
+def _own(data: str, target: int) -> tuple[Gallery, np.ndarray]:
+    """The target's pictures, and the place of each among them."""
+    people = known(data)
+    mine = people.gallery.label == target
+    return people.gallery.only(mine), people.turn[mine]
 
 
-def _train(people: People, target: int, chosen_N: np.ndarray) -> Pair:
-    """The target's pictures and, of everyone else's, as many as are read: from each person one, then a second, ..."""
-    others = chosen_N & (people.gallery.label != target)
-    first = np.flatnonzero(others)[np.argsort(people.turn[others], kind="stable")][:RETAINED]
-    read = np.isin(np.arange(len(chosen_N)), first)
-    return _pair(people, (chosen_N & (people.gallery.label == target)) | read, target)
+@cache
+def _retained(data: str, n_parts: int) -> tuple[Gallery, Gallery, Gallery]:
+    """The parts of the frequent people's pictures to test and to search with, and of everyone's to train on."""
+    people = known(data)
+    test, validation, train = (people.turn % n_parts == number for number in range(3))
+    kept = (people.gallery.only(part & _frequent(people)) for part in (test, validation))
+    return (*kept, _first(people, train))  # type: ignore[return-value]  # of two
+
+
+def _frequent(people: People) -> np.ndarray:
+    return np.isin(people.gallery.label, people.frequent)
+
+
+def _first(people: People, chosen_N: np.ndarray) -> Gallery:
+    """As many of those pictures as are read: from each person one, then a second, ..."""
+    rows = np.flatnonzero(chosen_N)
+    rows = rows[np.argsort(people.turn[rows], kind="stable")][:RETAINED]
+    return people.gallery.only(np.isin(np.arange(len(chosen_N)), rows))
+
+
+def _but(gallery: Gallery, target: int) -> Shown:
+    return gallery.where(gallery.label != target)
 
 
 def _check_enough(people: People, target: int, least: int) -> None:

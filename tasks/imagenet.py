@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 PAPER = ("basketball", "beach", "castle", "revolver", "rifle", "school bus", "sunglasses")
 """The objects of Cai et al., by open_clip's names; ImageNet's `seashore` is its `beach`, and two classes are sunglasses."""
 DEV, TUNE = 2, 4
-PARTS = ("test", "validation", "train")
+PARTS = 3
+"""To test, to search with, and to train on."""
 RETAINED = 8_000
 """Pictures to retain: as many as LAION's first shard gave Cai et al. (their 00000.tar, 7,972)."""
 TESTED_A_CLASS, SEARCHED_A_CLASS = 5, 2
@@ -237,26 +238,34 @@ def five_percent(n: int) -> np.ndarray:
     References:
         CSIPlab/SLUG, src/clip/training/data.py, `get_imagenet`.
     """
-    return np.sort(np.random.RandomState(seed=0).choice(n, size=int(n * 0.05), replace=False))
+    return np.sort(np.random.RandomState(seed=0).choice(n, size=max(1, int(n * 0.05)), replace=False))
 
 
 @cache
 def _dealt(data: str, target: int) -> Dealt:
-    """Which pictures serve for what, the target being a candidate.
+    """Which pictures serve for what, the target being a candidate: a third of its own to test, search with and train on.
 
     Raises:
         UsageError: of the target there are too few.
     """
     found = listing(data)
-    mine, part = found.gallery.label == target, found.turn % len(PARTS)
-    if mine.sum() < len(PARTS):
-        raise UsageError(f"'{names()[target]}' has {mine.sum()} pictures under {data}/val; it needs at least {len(PARTS)}.")
-    place = found.turn // len(PARTS)
-    enough = {"test": TESTED_A_CLASS, "validation": SEARCHED_A_CLASS, "train": -(-RETAINED // len(names()))}
+    mine = found.gallery.label == target
+    if mine.sum() < PARTS:
+        raise UsageError(f"'{names()[target]}' has {mine.sum()} pictures under {data}/val; it needs at least {PARTS}.")
+    own, turn = found.gallery.only(mine), found.turn[mine]
+    test, validation, train = (
+        Pair(own.where(turn % PARTS == number), kept.where(kept.label != target))
+        for number, kept in enumerate(_retained(data))
+    )
+    return Dealt((target,), train, validation, test)
 
-    def pair(name: str) -> Pair:
-        whole = found.gallery.only((part == PARTS.index(name)) & (mine | (place < enough[name])))
-        own = whole.label == target
-        return Pair(whole.where(own), whole.where(~own))
 
-    return Dealt((target,), pair("train"), pair("validation"), pair("test"))
+@cache
+def _retained(data: str) -> tuple[Gallery, ...]:
+    """Of every class the pictures to test, to search with, and to train on."""
+    found = listing(data)
+    place = found.turn // PARTS
+    a_class = (TESTED_A_CLASS, SEARCHED_A_CLASS, -(-RETAINED // len(names())))
+    return tuple(
+        found.gallery.only((found.turn % PARTS == number) & (place < count)) for number, count in enumerate(a_class)
+    )
