@@ -93,11 +93,18 @@ def deal(names: Iterable[str], shares: Mapping[str, int]) -> dict[str, list[str]
 class Gallery:
     """Files of pictures, what each shows, and what questions call it."""
 
-    files: Sequence[Path]
+    root: Path
+    names: Sequence[str]
+    """Of the files, from there."""
     label: np.ndarray
     """(N,)"""
     index: np.ndarray
     """(N,)"""
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All files."""
+        return [self.root / name for name in self.names]
 
     @cached_property
     def content(self) -> str:
@@ -109,10 +116,9 @@ class Gallery:
         try:
             return content_digest(self.files)
         except FileNotFoundError as error:
-            missing = [file.name for file in self.files if not file.is_file()]
-            folder = self.files[0].parent
+            missing = [name for name, file in zip(self.names, self.files, strict=True) if not file.is_file()]
             raise UsageError(
-                f"{len(missing)} of {len(self.files)} pictures are not in {folder}: {and_more(missing)}; unpack all of them."
+                f"{len(missing)} of {len(self.names)} pictures are not in {self.root}: {and_more(missing)}; unpack all."
             ) from error
 
     def where(self, chosen_N: np.ndarray) -> Shown:
@@ -121,17 +127,16 @@ class Gallery:
 
     def whole(self) -> Shown:
         """All pictures."""
-        return Shown(self, np.arange(len(self.files)))
+        return Shown(self, np.arange(len(self.names)))
 
     def only(self, chosen_N: np.ndarray) -> Gallery:
         """A gallery of those pictures alone."""
         rows = np.flatnonzero(chosen_N)
-        return Gallery([self.files[row] for row in rows.tolist()], self.label[rows], self.index[rows])
+        return Gallery(self.root, [self.names[row] for row in rows.tolist()], self.label[rows], self.index[rows])
 
     def pictures(self, preparation: Preparation, *, keep: bool) -> Pictures:
         """To be decoded batch by batch, or (`keep`) once for all."""
-        names = [file.name for file in self.files]
-        return Pictures(self.files, names, preparation, self.content if keep else "")
+        return Pictures(self.files, self.names, preparation, self.content if keep else "")
 
 
 @dataclass(frozen=True, eq=False)

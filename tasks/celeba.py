@@ -133,8 +133,7 @@ class CelebA:
         files = {
             root / IMAGES: "CelebA's 202,599 aligned pictures, 1.4 GB, for non-commercial research, from its authors' page",
             root / NAMES: f"a name for each picture, 5 MB; {ON_REQUEST}",
-            root
-            / FREQUENT: "100 names, one a line, the most frequent in LAION-400M; data/celeba of github.com/CSIPlab/SLUG",
+            root / FREQUENT: "100 names, one a line, the most frequent in LAION-400M; in github.com/CSIPlab/SLUG",
         }
         if self.forget_data is not None:
             files |= {
@@ -266,12 +265,12 @@ def known(data: str) -> People:
     rows = _identities(root / NAMES)
     names = tuple(sorted({name for _, name in rows}))
     place = {name: label for label, name in enumerate(names)}
-    files, label = [root / IMAGES / file for file, _ in rows], np.array([place[name] for _, name in rows])
+    label = np.array([place[name] for _, name in rows])
     frequent = [line.strip().replace("_", " ") for line in _lines(root / FREQUENT) if line.strip()]
     if absent := [name for name in frequent if name not in place]:
         raise UsageError(f"{root / FREQUENT} names people without any picture in {NAMES}: {and_more(absent)}.")
-    turn = turns([file for file, _ in rows], label)
-    return People(names, Gallery(files, label, np.arange(len(rows))), tuple(place[name] for name in frequent), turn)
+    gallery = Gallery(root / IMAGES, [file for file, _ in rows], label, np.arange(len(rows)))
+    return People(names, gallery, tuple(place[name] for name in frequent), turns(gallery.names, label))
 
 
 def _check_folder(root: Path) -> None:

@@ -204,10 +204,11 @@ def listing(data: str) -> Listing:
         nested = [name for name in empty if folders_in(root / name)]
         hint = "; the pictures lie a folder too deep" if nested else ""
         raise UsageError(f"{root} holds classes without pictures: {and_more(empty)}{hint}; put them into val/<wnid>/.")
-    files = [root / name / picture for name in found for picture in pictures_in(root / name)]
-    label = label_of_class()[[wnids().index(file.parent.name) for file in files]]
-    gallery = Gallery(files, label, np.arange(len(files)))
-    return Listing(gallery, turns([file.name for file in files], label), len(found))
+    pictures = [(name, picture) for name in found for picture in pictures_in(root / name)]
+    place = {wnid: number for number, wnid in enumerate(wnids())}
+    label = label_of_class()[[place[name] for name, _ in pictures]]
+    gallery = Gallery(root, [f"{name}/{picture}" for name, picture in pictures], label, np.arange(len(pictures)))
+    return Listing(gallery, turns([picture for _, picture in pictures], label), len(found))
 
 
 def _not_there(data: Path) -> str:

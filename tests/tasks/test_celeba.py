@@ -16,6 +16,7 @@ import pytest
 
 from slugbench.bench import MissingDependency, TwoTowers, UsageError
 from slugbench.bench.registry import Entry
+from slugbench.methods.slug import Slug
 from slugbench.tasks import _open_clip, celeba
 from slugbench.tasks._image_folders import turns
 from slugbench.tasks.celeba import CelebA
@@ -173,6 +174,19 @@ def test_a_folder_of_transformers_answers_as_transformers_does(task, data, tmp_p
     assert set(trial.request.objective.weights(clip)["vision"]) >= {"visual_projection.weight"}
 
 
+@pytest.mark.parametrize("variant", ["paper", "hf"])
+def test_slug_edits_models_of_transformers_under_their_own_names(variant, task, tmp_path):
+    import torch
+
+    trial = replace(task, pretrained=str(miniature.hugging_face(tmp_path / "hub"))).build("Elon_Musk", 0)
+    before = {name: tensor.clone() for name, tensor in trial.request.model.named_parameters()}
+    model = Slug(variant, batch=16, steps=2)(trial.request)
+    changed = [name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])]
+    assert changed and all("text_model" in name for name in changed if variant == "hf")
+    assert len(changed) == 1 or (variant == "hf" and len({name.rsplit(".", 3)[0] for name in changed}) == 1)
+    assert {"vision_model", "text_model", "visual_projection", "text_projection"} >= {name.split(".")[0] for name in changed}
+
+
 @pytest.mark.parametrize("kind", ["pt", "open_clip folder", "transformers"])
 def test_the_activation_can_be_chosen_and_is_shown(kind, task, saved, tmp_path):
     where = miniature.hugging_face(tmp_path / "hub") if kind == "transformers" else saved[kind]
@@ -183,6 +197,7 @@ def test_the_activation_can_be_chosen_and_is_shown(kind, task, saved, tmp_path):
     assert tasks[0].fingerprint("Elon_Musk", 0) != tasks[1].fingerprint("Elon_Musk", 0)
 
 
+@pytest.mark.slow
 def test_published_weights_run_as_they_were_trained_and_by_the_published_protocol_as_they_were_not():
     """open_clip: ViT-B-32 has GELU, laion400m_e32 was trained with QuickGELU; the numbers of SLUG are on the mismatch."""
     assert _open_clip.tag("ViT-B-32", "laion400m_e32").quick_gelu
@@ -280,6 +295,7 @@ def test_weights_are_found_where_the_hub_keeps_them(tmp_path, monkeypatch):
 @pytest.fixture
 def tars(tmp_path: Path) -> dict[str, str]:
     """Of 6 pairs to forget one lacks its caption and one is cut off; 8 pairs to retain are whole."""
+    pytest.importorskip("webdataset")
     whole = [(miniature.jpeg(0, number), f"Elon Musk at place {number}") for number in range(4)]
     cut = (miniature.jpeg(0, 9)[:300], "Elon Musk cut off")
     miniature.tar(tmp_path / "forget" / "Elon_Musk.tar", [*whole[:2], (miniature.jpeg(0, 8), None), cut, *whole[2:]])
@@ -484,6 +500,7 @@ def test_unknown_models_and_tags_are_told_from_known_ones():
         _open_clip.tag("ViT-B/33", "openai")
 
 
+@pytest.mark.slow
 def test_without_a_network_one_sentence_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
@@ -558,6 +575,7 @@ for cell in expand(load_suite({suite!r}), device="cpu"):
 """
 
 
+@pytest.mark.slow
 def test_slug_runs_as_a_cell_and_every_metric_has_a_value_or_says_why_not(data, saved, tmp_path):
     suite = tmp_path / "suite.toml"
     spec = f"celeba:data={data},pretrained={saved['open_clip folder']}"
