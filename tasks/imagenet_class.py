@@ -185,8 +185,8 @@ class ImageNetClass:
         """The two folders of images and the weights."""
         root, weights = self._root(), self._weights_path()
         images = (
-            "for research and teaching alone, by its terms of access; ILSVRC2012 at https://image-net.org/download.php after "
-            "signing in, unpacked by torchvision.datasets.ImageNet(DIR, 'train') and (DIR, 'val')"
+            "for research and teaching alone, by its terms of access; ILSVRC2012 at https://image-net.org/download.php "
+            "after signing in, unpacked by torchvision.datasets.ImageNet(DIR, 'train') and (DIR, 'val')"
         )
         sizes = {"train": "1,281,167 images, 138 GB", "val": "50,000 images, 6.3 GB"}
         found = [Wanted(root / part, (root / part).is_dir(), f"{size}; {images}") for part, size in sizes.items()]
@@ -297,9 +297,7 @@ def _class_folders(root: Path, part: str) -> list[str]:
         raise UsageError(f"imagenet_class finds no {folder}; give data=DIR with train/<wnid> and val/<wnid> in it.")
     found = _wnids(folder)
     if not found and any(_is_image(entry.name) for entry in os.scandir(folder)):
-        raise UsageError(
-            f"{folder} holds images not sorted into classes; torchvision.datasets.ImageNet sorts them."
-        )
+        raise UsageError(f"{folder} holds images not sorted into classes; torchvision.datasets.ImageNet sorts them.")
     if len(found) != N_CLASSES:
         raise UsageError(f"{folder} holds {len(found)} folders named like n01440764; ImageNet-1k has {N_CLASSES}.")
     return found
