@@ -279,7 +279,7 @@ def list_files(root: Path) -> Files:
     paths, label = [], []
     for part, wnids in folders.items():
         for k, wnid in enumerate(wnids):
-            names = sorted(entry.name for entry in os.scandir(root / part / wnid) if _is_image(entry.name))
+            names = sorted(filter(_is_image, os.listdir(root / part / wnid)))
             if not names:
                 raise UsageError(f"{root / part / wnid} holds no images (.JPEG); unpack it anew.")
             paths += [f"{part}/{wnid}/{name}" for name in names]
@@ -296,7 +296,7 @@ def _class_folders(root: Path, part: str) -> list[str]:
             raise UsageError(f"data={root} holds the classes themselves; give the folder above, that holds train and val.")
         raise UsageError(f"imagenet_class finds no {folder}; give data=DIR with train/<wnid> and val/<wnid> in it.")
     found = _wnids(folder)
-    if not found and any(_is_image(entry.name) for entry in os.scandir(folder)):
+    if not found and any(map(_is_image, os.listdir(folder))):
         raise UsageError(f"{folder} holds images not sorted into classes; torchvision.datasets.ImageNet sorts them.")
     if len(found) != N_CLASSES:
         raise UsageError(f"{folder} holds {len(found)} folders named like n01440764; ImageNet-1k has {N_CLASSES}.")

@@ -39,9 +39,9 @@ def tiny_network(n_classes):
 
 
 def batch_file(label, rng):
-    """What a file of CIFAR-10 holds, images as rows of 3,072 bytes; here a class is a colour, in noise."""
-    colour = np.random.default_rng(0).uniform(50, 200, (10, 3))
-    image = colour[label][:, :, None, None] + 20 * rng.standard_normal((len(label), 3, 32, 32))
+    """What a file of CIFAR-10 holds, images as rows of 3,072 bytes; here a class is a colour, more or less, in noise."""
+    colour = np.random.default_rng(0).uniform(50, 200, (10, 3))[label] + rng.normal(0, 20, (len(label), 3))
+    image = colour[:, :, None, None] + 20 * rng.standard_normal((len(label), 3, 32, 32))
     data = image.clip(0, 255).astype(np.uint8).reshape(len(label), 3072)
     names = [f"{k}_{i}.png" for i, k in enumerate(label)]
     return {"batch_label": "a batch", "labels": label.tolist(), "data": data, "filenames": names}
