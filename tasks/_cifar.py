@@ -32,7 +32,8 @@ DRAWS: dict[int, tuple[Pool, ...]] = {
     10: ("dev", "tune", "tune", "test", "test", "test", "test", "test", "test", "sealed"),
     50: ("dev", "tune", "test", "test", "test", "test", "test", "test"),
 }
-"""By percentage, the pools of the random draws. The ten tenths share no image; neither do halves 0 and 1, 2 and 3, ..."""
+"""By percentage, the pools of the random draws. The ten tenths share no image; neither do halves 0 and 1, 2 and 3, ...;
+of others two halves share half of theirs, so what is tuned on halves has seen half of what is tested."""
 ASKED_TO_LEARN_FROM = 10_000
 """Retained training images asked about, for attacks to learn from what members look like: as many as there are tests."""
 

@@ -306,7 +306,15 @@ class Recipe:
     weight_decay: float = 5e-4
 
 
-def fit(model: Model, split: Split, recipe: Recipe, *, seed: int, resume: Path) -> Model:
+def fit(
+    model: Model,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    resume: Path,
+    told: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> Model:
     """Train a model in place; interrupted at any moment, the same call goes on after the last whole epoch.
 
     Each epoch draws from streams of its own, seeded by `seed` and its number: one that resumes draws what one that was
@@ -318,6 +326,7 @@ def fit(model: Model, split: Split, recipe: Recipe, *, seed: int, resume: Path) 
         recipe: how.
         seed: of order and augmentation.
         resume: where the state after each epoch is kept; removed by whoever keeps the finished model.
+        told: is called after each epoch with its number, from 1, and the mean training loss.
 
     Returns:
         The trained model on the CPU, in eval mode.
@@ -336,6 +345,7 @@ def fit(model: Model, split: Split, recipe: Recipe, *, seed: int, resume: Path) 
             loss = _epoch(model, split, recipe.batch, optimizer, seed=10_000 * seed + epoch)
             schedule.step(*[] if recipe.milestones else [loss])
             _keep(resume, {"epoch": epoch + 1, **_state(model, optimizer, schedule)})
+            told(epoch + 1, loss)
     return model.cpu().eval()
 
 

@@ -112,7 +112,7 @@ class _Cifar:
     augment: bool = True
     """Whether training images are augmented as in the recipe where a method reads them in an order drawn at random."""
     download: bool = False
-    """Whether `artifacts rebuild` may fetch the data, through torchvision."""
+    """Have `artifacts rebuild` fetch the data, through torchvision, and train nothing."""
 
     base_seeds: ClassVar[tuple[int, ...]] = (0, 1, 2)
     preload: ClassVar[tuple[str, ...]] = ("torchvision", "safetensors.torch")
@@ -199,29 +199,32 @@ class _Cifar:
     def wanted(self) -> list[Wanted]:
         """The data's files; then base models and oracles, whose place in the cache depends on the data."""
         facts, folder = self.facts, self._root() / self.facts.folder
-        how = f"put there what {facts.page} gives, or fetch it: `{self._command(download=True)}`"
-        note = f"of {sum(facts.files.values())} MB, free for research with a citation (Krizhevsky, 2009); {how}"
+        how = f"no licence but a wish to be cited; from {facts.page}, or by `{self._command(download='true')}`"
         found = [
-            Wanted(folder / name, (folder / name).is_file(), f"{size or 'under 1'} MB {note}")
+            Wanted(
+                folder / name, (folder / name).is_file(), f"{size or 'under 1'} MB, no licence but a wish to be cited; {how}"
+            )
             for name, size in facts.files.items()
         ]
         if not all(wanted.found for wanted in found):
             return found
         for seed in self.base_seeds[:1] if self.checkpoint and "{seed}" not in self.checkpoint else self.base_seeds:
             path = self._given(seed) if self.checkpoint else self._place(seed)
-            whence = "given as checkpoint" if self.checkpoint else f"45 to 60 MB; train it: `{self._command()}`"
+            whence = "given as checkpoint" if self.checkpoint else f"45 to 60 MB; train it: `{self._command_for(None)}`"
             found.append(Wanted(path, path.is_file(), f"{self.model} of base seed {seed}, {whence}"))
         for listed in self.requests() if self.oracles else ():
             places = [self._place(oracle_seed(s), listed) for s in range(self.oracles)]
             first = next((path for path in places if not path.is_file()), places[0])
-            note = f"an oracle of {listed.id}; train its {self.oracles}: `{self._command(listed.id)}`"
+            note = f"an oracle of {listed.id}; train its {self.oracles}: `{self._command_for(listed)}`"
             found.append(Wanted(first, first.is_file(), note))
         return found
 
     def rebuild(self, folder: Path, *, jobs: int = 1, requests: Sequence[str] | None = None) -> None:
-        """Train what the cache lacks of base models and oracles, and copy all of them into `folder`.
+        """Train what the cache lacks of base models and oracles, and copy all of them into `folder`; with `download`,
+        fetch the data instead.
 
-        An epoch is 45,000 images forwards and backwards; what was interrupted goes on after its last whole epoch.
+        An epoch is 45,000 images forwards and backwards; what was interrupted goes on after its last whole epoch. With
+        `oracles=0` base models alone are trained.
 
         Args:
             folder: gets the weights under readable names, as files to give as `checkpoint`.
@@ -230,9 +233,9 @@ class _Cifar:
         """
         import joblib
 
-        listed = self.requests() if requests is None else [self._listed(request) for request in requests]
         if self.download:
-            download(self.facts, self._root())
+            return download(self.facts, self._root())
+        listed = self.requests() if requests is None else [self._listed(request) for request in requests]
         self._folder()
         work: list[tuple[int, Listed | None]] = [] if self.checkpoint else [(seed, None) for seed in self.base_seeds]
         work += [(oracle_seed(s), request) for request in listed for s in range(self.oracles)]
@@ -289,7 +292,7 @@ class _Cifar:
                 raise UsageError(f"data={root} is {facts.folder} itself; give the folder that it lies in.")
             raise UsageError(
                 f"{facts.name} misses {', '.join(missing)} in {folder}; unpack there what {facts.page} gives, "
-                f"or fetch it by `{self._command(download=True)}`."
+                f"or fetch it by `{self._command(download='true')}`."
             )
         return folder
 
@@ -328,7 +331,7 @@ class _Cifar:
             what = f"base model of seed {seed}" if without is None else f"oracle {seed - oracle_seed(0)} of {without.id}"
             raise UsageError(
                 f"{self.facts.name} has no {what} yet, and {RECIPES[self.recipe].epochs} epochs do not start by themselves; "
-                f"train it by `{self._command(without.id if without else None)}`."
+                f"train it by `{self._command_for(without)}`."
             )
         return path
 
@@ -361,7 +364,12 @@ class _Cifar:
         label = pictures.label[: self.facts.n_train]
         rows = split_of(label, BASE_SPLIT).train if without is None else self._parts(without).retain
         split = PictureSplit(pictures, rows, augment=True)
-        model = fit(new_model(self.facts, self.model, seed), split, RECIPES[self.recipe], seed=seed, resume=resume)
+        recipe, name = RECIPES[self.recipe], f"{self._kind(without)}, seed {seed}"
+
+        def told(epoch: int, loss: float) -> None:
+            print(f"{name}: epoch {epoch} of {recipe.epochs}, loss {loss:.3f}", flush=True)  # hours would pass in silence
+
+        model = fit(new_model(self.facts, self.model, seed), split, recipe, seed=seed, resume=resume, told=told)
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
     def _load(self, path: Path) -> Model:
@@ -379,13 +387,15 @@ class _Cifar:
     def _accuracy(self, weights: Path, rows: np.ndarray) -> float:
         return float(np.mean(self._answers(weights, rows)["rank"] == 0))
 
-    def _command(self, request_id: str | None = None, *, download: bool = False) -> str:
-        """The command that gets what is missing."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        given = {name: value for name, value in given.items() if name != "download"}
-        spec = ",".join([*(f"{name}={value}" for name, value in given.items()), *(["download=true"] if download else [])])
-        only = f" --requests {request_id}" if request_id else ""
-        return f"slugbench artifacts rebuild {self.facts.name}{':' if spec else ''}{spec}{only}"
+    def _command(self, **changed: object) -> str:
+        """The command that gets what is missing, for this task with some parameters changed."""
+        params = {f.name: getattr(self, f.name) for f in fields(self)} | {"download": False} | changed
+        spec = ",".join(f"{f.name}={params[f.name]}" for f in fields(self) if params[f.name] != f.default)
+        return f"slugbench artifacts rebuild {self.facts.name}{':' if spec else ''}{spec}"
+
+    def _command_for(self, without: Listed | None) -> str:
+        """The one that trains the base models, or the oracles of a request."""
+        return self._command(oracles=0) if without is None else f"{self._command()} --requests {without.id}"
 
     # ---------------------------------------------------------------- gates
 

@@ -103,7 +103,7 @@ class ImageNetClass:
     augment: bool = True
     """Whether training images are augmented where a method reads them in an order drawn at random."""
     download: bool = False
-    """Whether `artifacts rebuild` may fetch the weights, through torchvision."""
+    """Have `artifacts rebuild` fetch the weights, through torchvision."""
 
     base_seeds: ClassVar[tuple[int, ...]] = (0,)
     preload: ClassVar[tuple[str, ...]] = ("torchvision", "safetensors.torch")

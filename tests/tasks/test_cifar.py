@@ -323,7 +323,7 @@ def test_the_plateau_recipe_halves_the_rate_when_the_loss_stays():
 
 def test_nothing_is_trained_by_surprise(made, tmp_path, monkeypatch):
     monkeypatch.setenv("SLUGBENCH_CACHE", str(tmp_path))
-    command = f"slugbench artifacts rebuild cifar10:data={made}`"
+    command = f"slugbench artifacts rebuild cifar10:data={made},oracles=0`"
     for ask in (lambda task: task.build("class-3", 0), lambda task: task.fingerprint("class-3", 0)):
         with pytest.raises(
             UsageError, match="no base model of seed 0 yet, and 4 epochs do not start by themselves"
@@ -331,6 +331,31 @@ def test_nothing_is_trained_by_surprise(made, tmp_path, monkeypatch):
             ask(Cifar10(data=str(made)))
         assert command in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_oracles_base_models_alone_are_trained(made, tmp_path, capsys):
+    assert main(["artifacts", "rebuild", f"cifar10:data={made},oracles=0", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"cifar10-resnet18-base-{s}.safetensors" for s in range(3)]
+
+
+def test_data_are_fetched_by_torchvision_only_when_told_and_then_nothing_is_trained(made, tmp_path, monkeypatch):
+    def fetch(dataset):
+        shutil.copytree(made, dataset.root, dirs_exist_ok=True)
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", fetch)
+    monkeypatch.setattr(cifar, "fit", None)
+    root = tmp_path / "fetched"
+    with pytest.raises(UsageError, match=r"fetch it by `slugbench artifacts rebuild cifar10:data=.*,download=true`"):
+        Cifar10(data=str(root)).rebuild(tmp_path)
+    assert not root.exists()
+    spec = Cifar10(data=str(root))._command(download=True).split()[-1]
+    assert main(["artifacts", "rebuild", spec, "--out", str(tmp_path / "out")]) == 0
+    assert all(wanted.found for wanted in Cifar10(data=str(root)).wanted()[:7])
+
+
+def test_tasks_that_are_remade_as_a_whole_take_no_requests(tmp_path, capsys):
+    assert main(["artifacts", "rebuild", "digits", "--requests", "class-0", "--out", str(tmp_path)]) == 2
+    assert "task 'digits' is remade as a whole" in capsys.readouterr().err
 
 
 def test_oracles_that_were_not_asked_for_are_refused_by_name(trained):
