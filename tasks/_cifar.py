@@ -59,7 +59,7 @@ class Facts(NamedTuple):
     """Test accuracy below which a base model has not learned the task."""
 
 
-_TENTHS: tuple[Pool, ...] = ("test", "sealed", "tune", "test", "dev", "test", "dev", "tune", "test", "test")
+_DEALT: tuple[Pool, ...] = ("test", "sealed", "tune", "test", "dev", "test", "dev", "tune", "test", "test")
 CIFAR10 = Facts(
     name="cifar10",
     dataset="CIFAR10",
@@ -70,7 +70,7 @@ CIFAR10 = Facts(
     n_train=50_000,
     n_test=10_000,
     # dealt as dev, tune, test, sealed over numpy's default_rng(0).permutation(10)
-    pools=dict(enumerate(_TENTHS)),
+    pools=dict(enumerate(_DEALT)),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     least_known=0.9,
@@ -159,10 +159,10 @@ def parts_of(
 
 def draw_disjoint(pool: np.ndarray, drawn: Drawn) -> np.ndarray:
     """Draw number s: one of the parts into which a permutation of the pool falls, so that those of one share no image."""
-    a_permutation = 100 // drawn.percent
-    permutation, part = divmod(drawn.number, a_permutation)
+    n_parts = 100 // drawn.percent
+    permutation, part = divmod(drawn.number, n_parts)
     rng = np.random.default_rng([drawn.percent, permutation])
-    return np.sort(np.array_split(rng.permutation(pool), a_permutation)[part])
+    return np.sort(np.array_split(rng.permutation(pool), n_parts)[part])
 
 
 def draw_published(pool: np.ndarray, drawn: Drawn) -> np.ndarray:
@@ -201,12 +201,13 @@ def load_pictures(dataset_name: str, root: Path) -> Pictures:
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
-    dataset = getattr(datasets, dataset_name)
-    for name, md5 in [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]:
-        path = root / dataset.base_folder / name
-        if not check_integrity(path, md5):
-            raise UsageError(f"{path} is not the published file (its MD5 is not {md5}); fetch it anew.")
-    parts = [dataset(root, train=train) for train in (True, False)]
+    dataset, folder = getattr(datasets, dataset_name), root / getattr(datasets, dataset_name).base_folder
+    try:
+        parts = [dataset(root, train=train) for train in (True, False)]
+    except RuntimeError as error:  # it says that there is one, and not which
+        files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
+        spoilt = ", ".join(name for name, md5 in files if not check_integrity(folder / name, md5))
+        raise UsageError(f"{folder} holds other than the published {spoilt}, by the MD5; fetch it anew.") from error
     image_NHWC = np.concatenate([part.data for part in parts])
     stored = torch.from_numpy(image_NHWC).permute(0, 3, 1, 2).contiguous()  # bytes: floats would take 737 MB
 
@@ -233,8 +234,8 @@ def download(facts: Facts, root: Path) -> None:
 def flip_and_shift(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """What both papers train with: images mirrored one time in two, and moved by up to 4 pixels, black coming in.
 
-    torchvision's `RandomHorizontalFlip` and `RandomCrop(32, padding=4)`, of a whole batch at once, each image on its own;
-    those would take as long as a step of the network on an accelerator.
+    torchvision's `RandomHorizontalFlip` and `RandomCrop(32, padding=4)`, each image on its own, but without a loop over
+    images, and by numbers from a generator of the caller's.
     """
     import torch
     from torch.nn.functional import pad

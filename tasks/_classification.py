@@ -340,7 +340,7 @@ def fit(
     )
     schedule = _schedule_of(optimizer, recipe)
     first = _resumed(resume, model, optimizer, schedule) if resume.is_file() else 0
-    with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for epoch in range(first, recipe.epochs):
             loss = _epoch(model, split, recipe.batch, optimizer, seed=10_000 * seed + epoch)
             schedule.step(*[] if recipe.milestones else [loss])
