@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -381,10 +380,10 @@ def _state(model: Model, optimizer: torch.optim.Optimizer, schedule: Any) -> dic
 
 
 def _keep(path: Path, state: Mapping[str, object]) -> None:
-    """Write a training's state, whole or not at all."""
+    """Write a training's state, whole or not at all. Nobody else does: who trains holds the lock of the artefact."""
     import torch
 
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f"{path.name}.tmp")
     torch.save(dict(state), unfinished)
     write_through(unfinished)
     unfinished.replace(path)

@@ -333,6 +333,17 @@ def test_nothing_is_trained_by_surprise(made, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_is_refused_before_anything_runs_where_something_is_not_trained(trained, tmp_path, capsys):
+    suite = tmp_path / "mine.toml"
+    text = 'name = "mine"\nmethods = ["ft"]\nbase_seeds = [0]\nmethod_seeds = [0]\n[requests]\ncifar10 = ["{}"]\n'
+    suite.write_text(f'tasks = ["cifar10:data={trained[0].data},oracles=1"]\n' + text.format("class-4"))
+    assert main(["plan", str(suite)]) == 0
+    assert "class-4" in capsys.readouterr().out
+    suite.write_text(suite.read_text().replace("class-4", "class-8"))
+    assert main(["plan", str(suite)]) == 2
+    assert "cifar10 has no oracle 0 of class-8 yet" in capsys.readouterr().err
+
+
 def test_without_oracles_base_models_alone_are_trained(made, tmp_path, capsys):
     assert main(["artifacts", "rebuild", f"cifar10:data={made},oracles=0", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"cifar10-resnet18-base-{s}.safetensors" for s in range(3)]
