@@ -187,8 +187,11 @@ def _add_artifacts(sub: Any) -> None:
     actions = command.add_subparsers(metavar="ACTION", parser_class=_Parser)
     _command(actions, "list", commands.artifacts_list, "what the cache holds")
     rebuild = _command(actions, "rebuild", commands.artifacts_rebuild, "remake a task's shipped models and answers")
-    rebuild.add_argument("task", metavar="NAME")
+    rebuild.add_argument("task", metavar="TASK", help="its name, or a spec such as cifar10:data=DIR")
     rebuild.add_argument("--out", type=Path, help="folder to write to (default: NAME-rebuilt)")
+    rebuild.add_argument(
+        "--requests", metavar="IDS", type=_names, help="only these requests' oracles, where a task takes hours"
+    )
     rebuild.add_argument("--jobs", type=_positive(int), default=1)
     _add_plugin(rebuild)
     gc = _command(actions, "gc", commands.artifacts_gc, "remove what was used longest ago")
@@ -219,7 +222,11 @@ def _requests(text: str) -> int | list[str]:
     try:
         return int(text)
     except ValueError:
-        ids = [part.strip() for part in text.split(",") if part.strip()]
+        return _names(text)
+
+
+def _names(text: str) -> list[str]:
+    ids = [part.strip() for part in text.split(",") if part.strip()]
     if not ids:
         raise argparse.ArgumentTypeError("it names no request; give a number or names")
     return ids

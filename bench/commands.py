@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -580,15 +581,18 @@ def artifacts_list(_: argparse.Namespace) -> int:
 
 
 def artifacts_rebuild(arguments: argparse.Namespace) -> int:
-    """`slugbench artifacts rebuild NAME`."""
+    """`slugbench artifacts rebuild TASK`."""
     load(_absolute(arguments.plugin), kinds=("task",))
-    out = arguments.out or Path(f"{arguments.task}-rebuilt")
-    task = REGISTRY.create("task", arguments.task)
+    spec = parse_spec(arguments.task)
+    out = arguments.out or Path(f"{spec.name}-rebuilt")
+    task = REGISTRY.create("task", spec.name, spec.params)
+    if arguments.requests and "requests" not in inspect.signature(task.rebuild).parameters:
+        raise UsageError(f"task '{spec.name}' is remade as a whole; leave --requests out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out} ({error.strerror or error}); choose another --out.") from error
-    task.rebuild(out, jobs=arguments.jobs)
+    task.rebuild(out, jobs=arguments.jobs, **({"requests": arguments.requests} if arguments.requests else {}))
     print(out)
     return 0
 
