@@ -16,6 +16,9 @@ from slugbench.bench import Answers, Outcome, UsageError, Value, metric
 
 from .accuracy import average, macro
 
+SHOWN = 5
+"""Classes of a confusion row that a note names."""
+
 
 @metric("canvas_accuracy")
 @dataclass(frozen=True)
@@ -131,25 +134,15 @@ def _share_of_the_way(arrays: Mapping[str, np.ndarray]) -> float:
 
 
 def _taken_for(outcome: Outcome, asked: _Asked, rows: np.ndarray) -> Value:
-    """The largest share of the target's images that are taken for one other class."""
+    """The share of the target's images that the class has which most of them are taken for, and in `seen` all of the row."""
     if not rows.any():
         return Value("ua_conf", None, better="oracle", note="no image is prompted with the target")
-    label, seen = asked.questions[asked.own][rows], outcome.answers[asked.own][rows]
-    arrays = {"x": seen, "label": label, "unit": label}
-    names, counts = asked.classes[asked.own], _wrong(arrays)
-    most = np.argsort(-counts, kind="stable")[:5]
-    row = ", ".join(f"{names[c]} {counts[c]}" for c in most if counts[c]) or "none of them for another class"
-    n, note = len(seen), f"of {len(seen)} images: {row}"
-    return Value("ua_conf", _largest(arrays), "", "oracle", None, n, len(np.unique(label)), arrays, _largest, note)
-
-
-def _wrong(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """By class, how many images prompted with another are taken for it."""
-    return np.bincount(arrays["x"][arrays["x"] != arrays["label"]], minlength=arrays["x"].max() + 1)
-
-
-def _largest(arrays: Mapping[str, np.ndarray]) -> float:
-    return float(_wrong(arrays).max() / len(arrays["x"]))
+    names, label, seen = asked.classes[asked.own], asked.questions[asked.own][rows], outcome.answers[asked.own][rows]
+    counts = np.bincount(seen[seen != label], minlength=len(names))
+    most = np.argsort(-counts, kind="stable")
+    value = average("ua_conf", (seen == most[0]) & (seen != label), label, "oracle")
+    row = ", ".join(f"{names[c]} {counts[c]}" for c in most[:SHOWN] if counts[c]) or "none of them for another class"
+    return replace(value, arrays={**(value.arrays or {}), "seen": seen}, note=f"of {len(seen)} images: {row}")
 
 
 def _count(n: int, domain: str) -> str:
