@@ -493,11 +493,11 @@ def score(arguments: argparse.Namespace) -> int:
     folders = scoring.Folders(arguments.images, arguments.classifiers, arguments.original, tuple(arguments.oracle))
     with _store(arguments.out, suite, device) as store:
         with _counting("images") as show:
-            cell, record = scoring.score(
+            done = scoring.score(
                 asked, folders, store,
                 method=arguments.name, judges=judges, threads=suite.threads, device=device, progress=show,
             )  # fmt: skip
-        if record is not None:
+        if done.record is not None:
             facts = provenance.provenance(device)
             mark = provenance.digest(facts)[:12]
             methods = store.run.get("suite", {}).get("methods", [])
@@ -510,8 +510,9 @@ def score(arguments: argparse.Namespace) -> int:
                 provenance={mark: facts},
                 reported=None,
             )
-            store.commit(cell, {**record, "provenance": mark}, store.scratch / cell.name)
-        return _conclude(store, [cell], arguments.format, reports)
+            _record_gates(store, [{"task": asked.name, "when": "score", **gate._asdict()} for gate in done.gates])
+            store.commit(done.cell, {**done.record, "provenance": mark}, store.scratch / done.cell.name)
+        return _conclude(store, [done.cell], arguments.format, reports)
 
 
 def _suite_of_scores(arguments: argparse.Namespace, metrics: list[str] | None) -> Suite:

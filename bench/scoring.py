@@ -14,7 +14,7 @@ from .plan import Cell, Judge, resolved, select
 from .provenance import RESULT_VERSION, keyed_versions, now, source_digest
 from .registry import REGISTRY, Spec
 from .store import Store
-from .types import Listed, Scored, Scoring
+from .types import Gate, Listed, Scored, Scoring
 
 
 class Folders(NamedTuple):
@@ -50,6 +50,15 @@ def submission(spec: Spec, request_id: str) -> Submission:
     return Submission(spec.name, params, task, listed)
 
 
+class Done(NamedTuple):
+    """Images that were scored."""
+
+    cell: Cell
+    record: dict[str, Any] | None
+    """To be committed with the cell's scratch folder; None where the store has it."""
+    gates: tuple[Gate, ...]
+
+
 def score(
     asked: Submission,
     folders: Folders,
@@ -60,7 +69,7 @@ def score(
     threads: int,
     device: str,
     progress: Callable[[int, int], None],
-) -> tuple[Cell, dict[str, Any] | None]:
+) -> Done:
     """Classify and judge what is not in the store yet.
 
     Args:
@@ -72,9 +81,6 @@ def score(
         threads: of torch.
         device: `cpu` or `cuda`.
         progress: called with the number of images done and of all.
-
-    Returns:
-        The cell, and the record to commit with its scratch folder; None where the store has it.
 
     Raises:
         UsageError: images or classifiers are not as the task needs them.
@@ -91,7 +97,7 @@ def score(
     )  # fmt: skip
     cell = _cell(asked, scored, method, tuple(judges), threads, device)
     if store.finished(cell) is not None and all(_is_fresh(store, cell, judge) for judge in judges):
-        return cell, None
+        return Done(cell, None, scored.gates)
     values = judge_scored(scored, judges, cell.trial_key, store.scratch_for(cell))
     record = {
         **{"key": cell.key, "facts": cell.facts(), "status": "ok", "error": None, "log_tail": None, "cost": None},
@@ -102,7 +108,7 @@ def score(
         "peak_pss_bytes": None,
         "concurrent": False,
     }
-    return cell, record
+    return Done(cell, record, scored.gates)
 
 
 def _is_fresh(store: Store, cell: Cell, judge: Judge) -> bool:

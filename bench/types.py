@@ -449,6 +449,8 @@ class Scored(NamedTuple):
     answers: Answers
     content: str
     """Digest of everything that trial and answers were made from."""
+    gates: tuple[Gate, ...] = ()
+    """What has to hold for the answers to mean anything, such as that classifiers know the original's images."""
 
 
 @runtime_checkable

@@ -155,7 +155,7 @@ def read_answer_set(folder: Path, *, seeds: Sequence[int] = SEEDS, side: int = S
     if missing or unknown:
         faults = [f"misses {_some(missing)} of its {len(wanted)} images"] if missing else []
         faults += [f"holds {_some(unknown)}, which {'is' if len(unknown) == 1 else 'are'} none of them"] if unknown else []
-        raise UsageError(f"answer set {folder} {' and '.join(faults)}; complete it, or it would be another average.")
+        raise UsageError(f"answer set {folder} {' and '.join(faults)}; put that right, or it would be another average.")
     paths = tuple(folder / name for name in wanted)
     if wrong := [fault for path in paths if (fault := _fault(path, side))]:
         raise UsageError(f"answer set {folder}: {_some(wrong)}; make these anew.")
@@ -349,7 +349,7 @@ class _Known:
         self.file, self.rows, self.saved = file, dict[str, dict[str, np.ndarray]](), 0
         if file.is_file():
             try:
-                with np.load(file) as stored:
+                with file.open("rb") as opened, np.load(opened) as stored:  # np.load itself leaves a broken file open
                     columns = {name: stored[name] for name in ("digest", *DOMAINS)}
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 return  # not whole: what it held is worked out anew

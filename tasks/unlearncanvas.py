@@ -10,16 +10,32 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from slugbench.bench import Gate, Listed, Request, Scored, Trial, UsageError, Validation, Wanted, digest, task
-from slugbench.bench.types import Budget, Pool
+import numpy as np
+
+from slugbench.bench import (
+    Answers,
+    Budget,
+    Gate,
+    Listed,
+    Request,
+    Scored,
+    Trial,
+    UsageError,
+    Validation,
+    Wanted,
+    digest,
+    task,
+)
+from slugbench.bench.types import Pool
 
 from . import _unlearncanvas as canvas
+from ._gates import at_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +44,12 @@ DEV = ("Bricks", "Birds")
 TUNE = ("Cubism", "Glowing_Sunset", "Neon_Lines", "Pencil_Drawing", "Ukiyoe", "Frogs", "Human", "Towers")
 POOLS: dict[str, Pool] = {**dict.fromkeys(DEV, "dev"), **dict.fromkeys(TUNE, "tune")}
 """Of targets that are not for testing: of all sorts by their names alone, before any method ran."""
+ELSEWHERE = (
+    "unlearncanvas makes no images of its own yet; make an answer set elsewhere and give it to "
+    "`slugbench score unlearncanvas`."
+)
+LEAST_SEEN = 0.95
+"""Share of the original's images in which a classifier has to see what was prompted, or no accuracy says anything."""
 
 
 @task("unlearncanvas")
@@ -65,10 +87,7 @@ class UnlearnCanvas:
         """No trial yet: it says which checkpoint is missing, or that images have to be made elsewhere."""
         self._check(request_id, base_seed)
         self._classifiers(None, "cpu")  # names a missing checkpoint
-        raise UsageError(
-            "unlearncanvas makes no images of its own yet; make an answer set elsewhere and give it to "
-            "`slugbench score unlearncanvas`."
-        )
+        raise UsageError(ELSEWHERE)
 
     def score(
         self,
@@ -93,20 +112,10 @@ class UnlearnCanvas:
             shown = partial(_shown, progress, number, len(sets))
             log_p = canvas.classify(each, judges, cache=cache, progress=shown)
             found.append(canvas.answers(log_p, asked, domain))
-        first_oracle = len(sets) - len(oracles)
-        trial = Trial(
-            request=_asked_elsewhere(request_id, len(canvas.DOMAINS[domain])),
-            questions=asked,
-            answer=_Absent("model"),
-            original=found[1] if original else {},
-            oracles=tuple(found[first_oracle:]),
-            oracle_model=_Absent("model"),
-            n_classes=len(canvas.DOMAINS[domain]),
-            joint=False,
-            classes=canvas.DOMAINS,
-        )
+        before = found[1] if original else {}
+        trial = _trial_elsewhere(request_id, asked, before, found[len(sets) - len(oracles) :])
         content = [judges.digest, original is not None, *(each.digest for each in sets)]
-        return Scored(trial, found[0], digest({"content": content}))
+        return Scored(trial, found[0], digest({"content": content}), _gates(asked, before) if original else ())
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
         """Digest of the classifiers and of the questions."""
@@ -114,8 +123,8 @@ class UnlearnCanvas:
         return digest({"request": request_id, "classifiers": self._classifiers(None, "cpu").digest, "seeds": self._seeds})
 
     def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
-        """None: all of them ask what the base model draws."""
-        return []
+        """Refused: all of them ask what models draw."""
+        raise UsageError(ELSEWHERE)
 
     def gates_after(self, frame: pd.DataFrame) -> list[Gate]:
         """None: controls are models."""
@@ -123,7 +132,9 @@ class UnlearnCanvas:
 
     def wanted(self) -> list[Wanted]:
         """The two classifiers."""
-        note = "a classifier of 1.2 GB, as released under this name; the README of OPTML-Group/UnlearnCanvas says where"
+        note = (
+            "a ViT-L/16 (1.2 GB of weights) as released under this name; the README of OPTML-Group/UnlearnCanvas says where"
+        )
         files = [self._checkpoints / name for name in canvas.CHECKPOINTS.values()]
         return [Wanted(file, file.is_file(), note) for file in files]
 
@@ -144,7 +155,9 @@ class UnlearnCanvas:
 
     def _check(self, request_id: str, base_seed: int) -> None:
         if request_id not in {request.id for request in self.requests()}:
-            raise UsageError(f"unlearncanvas has no request '{request_id}'; `slugbench list` shows styles and objects.")
+            raise UsageError(
+                f"unlearncanvas has no request '{request_id}'; it has the benchmark's styles and objects, such as Van_Gogh."
+            )
         if base_seed not in self.base_seeds:
             raise UsageError(f"unlearncanvas has no base model of seed {base_seed}; it has 0, the released one.")
 
@@ -152,6 +165,17 @@ class UnlearnCanvas:
 def _shown(progress: Callable[[int, int], None], before: int, n_sets: int, done: int, total: int) -> None:
     """Progress within one of several answer sets of one size."""
     progress(before * total + done, n_sets * total)
+
+
+def _gates(questions: Mapping[str, np.ndarray], original: Answers) -> tuple[Gate, ...]:
+    """Classifiers that do not see what the original drew cannot tell what was forgotten. Photographs do not count: samplers
+    differ in the words they ask for them with."""
+    counted = questions["style"] != canvas.STYLES.index(canvas.PHOTOGRAPHS)
+    share = {domain: (original[domain] == questions[domain])[counted].mean() for domain in canvas.DOMAINS}
+    return tuple(
+        at_least(f"the {domain} classifier sees what the original was asked for", seen, LEAST_SEEN)
+        for domain, seen in share.items()
+    )
 
 
 # ---------------------------------------------------------------- what images made elsewhere come without
@@ -175,9 +199,12 @@ class _Absent:
         self()
 
 
-def _asked_elsewhere(target: str, n_classes: int) -> Request:
-    """A request of which only the target and the kind of model are known."""
-    data: Any = _Absent("training data")
+def _trial_elsewhere(target: str, questions: dict[str, np.ndarray], original: Answers, oracles: Sequence[Answers]) -> Trial:
+    """A trial of which only the questions, the answers, the target and the kind of model are known."""
     model: Any = _Absent("model")
+    data: Any = _Absent("training data")
     objective: Any = _Absent("model", kind="diffusion")
-    return Request(model, (target,), data, data, Validation(data, data), objective, model, Budget(0, 0, 0), 1 / n_classes)
+    n_classes = len(canvas.DOMAINS[canvas.domain_of((target,))])
+    validation, nothing = Validation(data, data), Budget(max_steps=0, max_reads=0, max_evals=0)
+    request = Request(model, (target,), data, data, validation, objective, model, nothing, goal=1 / n_classes)
+    return Trial(request, questions, model, original, tuple(oracles), model, n_classes, joint=False, classes=canvas.DOMAINS)

@@ -91,7 +91,7 @@ def colour(style: str) -> np.ndarray:
 
 
 def texture(object_: str) -> np.ndarray:
-    """A grating of one of 20 wave vectors."""
-    k = OBJECTS.index(object_)
+    """A bright blob in one of 5 x 4 places."""
+    row, column = divmod(OBJECTS.index(object_), 5)
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
-    return 40 * np.sin(2 * np.pi * ((k % 5) * x + (k // 5 + 1) * y))[..., None]
+    return 50 * (2 * np.exp(-((x - (column + 0.5) / 5) ** 2 + (y - (row + 0.5) / 4) ** 2) / 0.02) - 0.3)[..., None]

@@ -56,6 +56,19 @@ def test_the_table_says_what_was_drawn_for_the_target(scored):
     assert "the original's is 0.0000" in found.note["ua"] and found.value["n_oracles"] == 1
 
 
+def test_classifiers_that_do_not_see_what_the_original_drew_fail_a_gate(
+    scored, canvas_images, canvas_classifiers, tmp_path, capsys
+):
+    passed = json.loads((scored / "out" / "run.json").read_text())["gates"]
+    assert [gate["ok"] for gate in passed] == [True, True] and min(gate["value"] for gate in passed) > 0.95
+    blind = write_answer_set(tmp_path / "blind", seed=3, drawn_as=dict.fromkeys(_unlearncanvas.OBJECTS, "Sea"))
+    arguments = ("--original", str(blind), "--metrics", "canvas_accuracy")
+    for _ in range(2):  # also where there is nothing left to do
+        assert score(canvas_images, canvas_classifiers, tmp_path / "out", *arguments) == 4
+        assert "gate 'the object classifier sees what the original was asked for' of" in capsys.readouterr().err
+    assert (tmp_path / "out" / "table.parquet").exists()
+
+
 def test_every_aggregate_can_be_made_anew_from_the_arrays(scored):
     (file,) = (scored / "out" / "arrays").iterdir()
     with np.load(file) as stored:

@@ -90,7 +90,7 @@ def test_a_whole_answer_set_is_read_in_order_and_hidden_files_do_not_count(copie
 
 def test_a_missing_image_is_named(copied):
     (copied / "Monet_Dogs_seed188.jpg").unlink()
-    with pytest.raises(UsageError, match=r"misses Monet_Dogs_seed188\.jpg of its 1020 images; complete it"):
+    with pytest.raises(UsageError, match=r"misses Monet_Dogs_seed188\.jpg of its 1020 images; put that right"):
         read(copied)
 
 
@@ -124,6 +124,17 @@ def test_a_truncated_image_is_named_and_all_before_it_are_kept(copied, canvas_cl
         canvas.classify(read(copied), classifiers, cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     assert len(np.load(file)["digest"]) == 200 // canvas.BATCH * canvas.BATCH
+
+
+def test_what_is_known_of_images_is_worked_out_anew_where_its_file_is_broken(canvas_images, canvas_classifiers, tmp_path):
+    few = canvas.AnswerSet(*(column[:3] for column in read(canvas_images)))
+    classifiers = canvas.Classifiers(canvas_classifiers, architecture="test_vit")
+    first = canvas.classify(few, classifiers, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:200])
+    again = canvas.classify(few, classifiers, cache=tmp_path)
+    assert all(np.array_equal(first[domain], again[domain]) for domain in first)
+    assert len(np.load(file)["digest"]) == 3
 
 
 # ---------------------------------------------------------------- classifiers
