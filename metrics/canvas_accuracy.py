@@ -77,7 +77,7 @@ class _Asked:
         self.own, self.other = sorted(self.classes, key=lambda domain: not set(self.targets) <= set(self.classes[domain]))
         self.forget = self.questions["split"] == "forget"
         self.counted = np.ones(len(self.forget), bool)
-        self.leave_out = leave_out
+        self.without = f", {leave_out} left out" if leave_out else ""
         if leave_out:
             holding = [domain for domain, names in self.classes.items() if leave_out in names]
             if not holding:
@@ -96,8 +96,7 @@ class _Asked:
         n_prompted = {d: len(np.unique(self.questions[d][rows])) for d in self.classes}
         elsewhere = next(d for d in self.classes if d != domain)
         note = f"{_count(n_prompted[domain], domain)} on prompts of {_count(n_prompted[elsewhere], elsewhere)}"
-        without = f", {self.leave_out} left out" if self.leave_out else ""
-        return replace(value, chance=1 / len(self.classes[domain]), note=note + without)
+        return replace(value, chance=1 / len(self.classes[domain]), note=note + self.without)
 
 
 def _unlearned(outcome: Outcome, asked: _Asked, rows: np.ndarray) -> Value:
@@ -110,7 +109,7 @@ def _unlearned(outcome: Outcome, asked: _Asked, rows: np.ndarray) -> Value:
     floor = f"; the original's is {1 - macro(asked.right(before, asked.own, rows), unit):.4f}" if before else ""
     n_others = len(np.unique(asked.questions[asked.other][rows]))
     prompts = f"prompts of {', '.join(asked.targets)} with {_count(n_others, asked.other)}"
-    return replace(value, chance=chance, note=prompts + floor)
+    return replace(value, chance=chance, note=prompts + asked.without + floor)
 
 
 def _normalised(outcome: Outcome, asked: _Asked, rows: np.ndarray) -> Value:

@@ -85,7 +85,8 @@ def test_denominators_are_printed():
     assert found["ua"].note == "prompts of neon with 3 objects; the original's is 0.0000"
     without = measured(drawn(), leave_out="photo")
     assert without["ira"].note == "3 styles on prompts of 3 objects, photo left out"
-    assert measured(drawn(), target="box", leave_out="photo")["ua"].n_images == 16
+    ua = measured(drawn(), target="box", leave_out="photo")["ua"]
+    assert ua.n_images == 16 and ua.note == "prompts of box with 4 styles, photo left out"
 
 
 def test_a_confusion_row_says_where_the_target_went():
