@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(sub)
     _add_run(sub)
     _add_tune(sub)
+    _add_score(sub)
     _add_status(sub)
     _add_report(sub)
     _add_doctor(sub)
@@ -118,6 +119,34 @@ def _add_tune(sub: Any) -> None:
     )
     _add_suite(command)
     _add_running(command)
+
+
+def _add_score(sub: Any) -> None:
+    command = _command(sub, "score", commands.score, "score images made elsewhere, and report as of a run")
+    command.add_argument("task", help="a task spec, of a task that scores images, such as unlearncanvas")
+    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="all images of the unlearned model")
+    command.add_argument("--target", required=True, metavar="NAME", help="what it was to forget: one of the task's requests")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of scores, table and report; extended if it is there"
+    )
+    command.add_argument("--classifiers", type=Path, metavar="DIR", help="their checkpoints (default: the task's)")
+    command.add_argument("--original", type=Path, metavar="DIR", help="the same images of the model before unlearning")
+    command.add_argument(
+        "--oracle",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="those of a model that never saw the target; may be repeated",
+    )
+    command.add_argument(
+        "--name", type=_name, default=commands.ELSEWHERE, metavar="METHOD", help="what made them (default: %(default)s)"
+    )
+    command.add_argument("--metrics", metavar="SPECS", help="instead of all that read answers alone")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--threads", type=_positive(int), help="torch threads (default: one a core)")
+    command.add_argument("--format", default=DEFAULT_FORMATS, help="reports to write (default: %(default)s)")
+    _add_plugin(command)
 
 
 def _add_suite(command: argparse.ArgumentParser) -> None:
@@ -209,6 +238,12 @@ def _positive(kind: type) -> Any:
         return value
 
     return number
+
+
+def _name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name that a table can show")
+    return text
 
 
 def _integers(text: str) -> list[int]:

@@ -309,8 +309,11 @@ def _places(suite: Suite, device: str) -> int:
 
     if device == "cuda":
         return max(len(accelerators()), 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // suite.threads, 1)
+    return max(_cores() // suite.threads, 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _absolute(plugins: Sequence[str]) -> list[str]:
@@ -469,6 +472,78 @@ def _conclude(store: Store, cells: Sequence[Cell], formats: str, reports: Sequen
         print(f"slugbench: gate {_gate(failed[0])} failed after the run.", file=sys.stderr)
         return EXIT_GATE
     return 0 if set(counts) <= {"ok", "skipped"} else EXIT_NOT_ALL_OK
+
+
+# ---------------------------------------------------------------- score
+
+ELSEWHERE = "elsewhere"
+"""What made the images, if nobody says."""
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """`slugbench score`: table and report of images that were made elsewhere."""
+    from . import provenance, scoring
+    from .plan import controls, judges_of
+
+    load(_absolute(arguments.plugin), kinds=("task", "metric"))
+    spec, device, reports = parse_spec(arguments.task), _device(arguments.device), _reports(f"text,{arguments.format}")
+    asked = scoring.submission(spec, arguments.target)
+    metrics = arguments.metrics and [_spec_text(each.name, each.params) for each in parse_specs(arguments.metrics)]
+    judges = judges_of(metrics)
+    suite = _suite_of_scores(arguments, metrics)
+    folders = scoring.Folders(arguments.images, arguments.classifiers, arguments.original, tuple(arguments.oracle))
+    with _store(arguments.out, suite, device) as store:
+        with _counting("images") as show:
+            done = scoring.score(
+                asked, folders, store,
+                method=arguments.name, judges=judges, threads=suite.threads, device=device, progress=show,
+            )  # fmt: skip
+        if done.record is not None:
+            facts = provenance.provenance(device)
+            mark = provenance.digest(facts)[:12]
+            methods = store.run.get("suite", {}).get("methods", [])
+            suite = suite.with_changes({"methods": list(dict.fromkeys([*methods, arguments.name]))})
+            store.update_run(
+                schema=1,
+                suite=suite.model_dump(),
+                settings={"threads": suite.threads, "device": device},
+                controls=controls(),
+                provenance={mark: facts},
+                reported=None,
+            )
+            _record_gates(store, [{"task": asked.name, "when": "score", **gate._asdict()} for gate in done.gates])
+            store.commit(done.cell, {**done.record, "provenance": mark}, store.scratch / done.cell.name)
+        return _conclude(store, [done.cell], arguments.format, reports)
+
+
+def _suite_of_scores(arguments: argparse.Namespace, metrics: list[str] | None) -> Suite:
+    """What stands in `run.json` in a suite's place, so that a folder of scores is not mixed with a run."""
+    from .plan import Suite
+
+    threads = arguments.threads or _cores()
+    name = f"{parse_spec(arguments.task).name}-scores"
+    return Suite(name=name, tasks=[arguments.task], methods=[arguments.name], metrics=metrics, threads=threads)
+
+
+@contextlib.contextmanager
+def _counting(what: str) -> Iterator[Any]:
+    """A function that shows how many of all are done: a bar on a terminal, a line every tenth elsewhere."""
+    if sys.stdout.isatty():
+        from rich.progress import Progress
+
+        with Progress() as progress:
+            bar = progress.add_task(what)
+            yield lambda done, total: progress.update(bar, completed=done, total=total)
+        return
+    shown = -1
+
+    def plain(done: int, total: int) -> None:
+        nonlocal shown
+        if (tenth := 10 * done // total) > shown:
+            shown = tenth
+            print(f"{done} of {total} {what}", flush=True)
+
+    yield plain
 
 
 # ---------------------------------------------------------------- status, report
