@@ -350,7 +350,7 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[st
     distances = distance_per_cell(part, axes)
     complete = n_ok == n_cells and distances["value"].notna().all() and len(distances) == n_cells
     failures = cells["failure"].dropna().value_counts().sort_index()
-    gate = validity(part, n_cells)
+    gate = validity(part, n_cells, board[board["method"] == "original"])
     return Line(
         method=label,
         control=bool(part["control"].iloc[0]),

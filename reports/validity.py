@@ -195,12 +195,16 @@ class Validity(NamedTuple):
     why: str
 
 
-def validity(part: pd.DataFrame, n_cells: int) -> Validity:
+def validity(part: pd.DataFrame, n_cells: int, originals: pd.DataFrame | None = None) -> Validity:
     """The gate, for the rows of one method on one board that was asked for `n_cells` cells.
 
     Valid: every cell finished and has the retain metric, and the lower end of the interval of its difference to the
     oracles is at least -`GATE`. Where there are too few requests for an interval, the lowest end of any cell's own stands
     in for it; below -`GATE` it leaves the question open, unless the difference itself lies there.
+
+    Base models know unequally much before anything is forgotten, and oracles are of none of them. That is no method's
+    doing: where the board has the `originals`' rows, the interval is that of the differences to the original of the same
+    request and base model, moved by the mean difference of these originals to the oracles.
     """
     cells = part.drop_duplicates("cell")
     n_ok = int(cells["status"].eq("ok").sum())
@@ -213,17 +217,29 @@ def validity(part: pd.DataFrame, n_cells: int) -> Validity:
     mine = rows[(rows["metric"] == metric) & rows["value"].notna()]
     if len(mine) < n_cells:
         return Validity(False, f"{metric} is missing on {n_cells - len(mine)} of {n_cells} cells")
-    gaps = mine.assign(**{c: mine[c] - mine["oracle_mean"] for c in ("value", "ci_low", "ci_high")})
-    found = estimate(gaps)
+    before = _before(mine, metric, originals)
+    given = estimate(mine.assign(value=before - mine["oracle_mean"], ci_low=np.nan, ci_high=np.nan)).value or 0.0
+    found = estimate(mine.assign(**{c: mine[c] - before for c in ("value", "ci_low", "ci_high")}))
     assert found.value is not None  # there are cells, and each has a value
-    low = found.value if found.low is None else found.low
+    gap, low = found.value + given, (found.value if found.low is None else found.low) + given
     if low >= -GATE:
         return Validity(True, "")
-    if found.value < -GATE:
-        return Validity(False, f"{metric} lies {number(-found.value)} under the oracles")
+    if gap < -GATE:
+        return Validity(False, f"{metric} lies {number(-gap)} under the oracles")
     few = found.spread != "interval"
     where = f"{metric} may lie {number(-low)} under the oracles, {GATE:g} are allowed"
     return Validity(None if few else False, f"{where}; too few requests to say" if few else where)
+
+
+def _before(mine: pd.DataFrame, metric: str, originals: pd.DataFrame | None) -> pd.Series:
+    """What the original of the same request and base model has; if that is not known of all, what the oracles have."""
+    if originals is not None:
+        known = originals[(originals["metric"] == metric) & originals["value"].notna()]
+        of = known.groupby(["request", "base_seed"])["value"].mean().to_dict()
+        found = [of.get(key, np.nan) for key in zip(mine["request"], mine["base_seed"], strict=True)]
+        if not np.isnan(found).any():
+            return pd.Series(found, index=mine.index)
+    return mine["oracle_mean"]
 
 
 def surprises(rows: pd.DataFrame) -> list[str]:

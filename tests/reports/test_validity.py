@@ -104,6 +104,20 @@ def test_with_twelve_requests_the_gate_reads_the_interval_over_requests(made):
     assert validity(made.table(rows), 12).valid  # all alike: the interval has no width, whatever the cells' own
 
 
+def test_base_models_that_know_unequally_much_are_no_methods_doing(made):
+    """Two of them 0.1 apart, and a method that loses 0.01 on each: the interval of the one difference is narrow, of the
+    values wide. The mean gap to the oracles, 0.85, is 0.03 either way."""
+    known = {0: 0.84, 1: 0.94}
+    places = [(f"q{i}", base) for i in range(12) for base in known]
+    own = made.table([x for q, b in places for x in cell(made, "slug", q, base_seed=b, ra_at_1=known[b] - 0.01)])
+    before = made.table([x for q, b in places for x in cell(made, "original", q, base_seed=b, ra_at_1=known[b])])
+    assert validity(own, 24).valid is False
+    assert validity(own, 24, before).valid
+    assert validity(own, 24, before[before["base_seed"] == 0]).valid is False  # not known of all
+    lost = own.assign(value=own["value"] - 0.1)
+    assert validity(lost, 24, before) == (False, "ra@1 lies 0.070 under the oracles")
+
+
 def test_the_auc_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     good, bad = rng.integers(0, 9, 12) / 9, rng.integers(3, 12, 7) / 9  # with ties
