@@ -66,7 +66,7 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None], *, s
     """
     from filelock import FileLock
 
-    path = cache_dir() / f"{name}-{digest(key)[:20]}{suffix}"
+    path = artifact_path(name, key, suffix=suffix)
     if not path.exists():
         with FileLock(f"{path}.lock"):
             if not path.exists():
@@ -81,6 +81,11 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None], *, s
                     unfinished.unlink(missing_ok=True)
     os.utime(path)  # marks the use, for gc
     return path
+
+
+def artifact_path(name: str, key: Mapping[str, Any], *, suffix: str) -> Path:
+    """Where `cached` keeps the artefact of that name and key, made or not."""
+    return cache_dir() / f"{name}-{digest(key)[:20]}{suffix}"
 
 
 def write_through(path: Path) -> None:

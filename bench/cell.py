@@ -24,11 +24,12 @@ from .artifacts import cached, digest, write_through
 from .errors import InvalidModel, MissingDependency
 from .intervals import interval
 from .registry import REGISTRY, Entry, load
-from .types import Answers, Cost, Metric, Outcome, Status, Task, Trial, Value, needs_model
+from .types import Answers, Cost, Metric, Outcome, Scored, Status, Task, Trial, Value, needs_model
 
 if TYPE_CHECKING:
     import torch
 
+    from .plan import Judge
     from .types import Model, Request
 
 WARM_UP_SAMPLES = 16
@@ -62,7 +63,8 @@ def measure(job: Mapping[str, Any]) -> None:
             trial = _with_floor(trial, job["device"])
             model, cost = unlearn(method, entry, trial, job)
             answers = trial.answer(model)
-            _save_arrays(trial, answers, Path(job["scratch"]))
+            with _disk_trouble_is_no_methods_fault():
+                _save_arrays(trial, answers, Path(job["scratch"]))
             result["cost"] = dataclasses.asdict(cost)
             result["validation"] = _validation(trial.request, model)
             own = _own_oracle(entry, job)
@@ -87,6 +89,13 @@ def rejudge(job: Mapping[str, Any]) -> None:
     own = _own_oracle(entry, job)
     values = judge(trial, answers, _metrics(job), keys=_keys(job), model=None, cost=cost, own=own)
     _save_result({"values": values}, Path(job["scratch"]))
+
+
+def judge_scored(scored: Scored, judges: Sequence[Judge], trial_key: str, scratch: Path) -> dict[str, list[dict[str, Any]]]:
+    """Judge answers that no model here gave, in this process, and leave their arrays in `scratch`; values as of `judge`."""
+    _save_arrays(scored.trial, scored.answers, scratch)
+    job = {"metrics": [judge._asdict() for judge in judges], "trial_key": trial_key}
+    return judge(scored.trial, scored.answers, _metrics(job), keys=_keys(job), model=None, cost=None, own=None)
 
 
 def gates(job: Mapping[str, Any]) -> None:
@@ -390,9 +399,8 @@ def _save_arrays(trial: Trial, answers: Answers, scratch: Path) -> None:
 
     columns = {f"question.{name}": column for name, column in trial.questions.items()}
     columns |= {f"answer.{name}": column for name, column in answers.items()}
-    with _disk_trouble_is_no_methods_fault():
-        np.savez_compressed(scratch / "arrays.npz", **columns)  # type: ignore[arg-type]  # numpy's stub knows no ** columns
-        write_through(scratch / "arrays.npz")
+    np.savez_compressed(scratch / "arrays.npz", **columns)  # type: ignore[arg-type]  # numpy's stub knows no ** columns
+    write_through(scratch / "arrays.npz")
 
 
 def load_answers(path: Path) -> Answers:

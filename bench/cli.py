@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(sub)
     _add_run(sub)
     _add_tune(sub)
+    _add_score(sub)
     _add_status(sub)
     _add_report(sub)
     _add_doctor(sub)
@@ -118,6 +119,34 @@ def _add_tune(sub: Any) -> None:
     )
     _add_suite(command)
     _add_running(command)
+
+
+def _add_score(sub: Any) -> None:
+    command = _command(sub, "score", commands.score, "score images made elsewhere, and report as of a run")
+    command.add_argument("task", help="a task spec, of a task that scores images, such as unlearncanvas")
+    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="all images of the unlearned model")
+    command.add_argument("--target", required=True, metavar="NAME", help="what it was to forget: one of the task's requests")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of scores, table and report; extended if it is there"
+    )
+    command.add_argument("--classifiers", type=Path, metavar="DIR", help="their checkpoints (default: the task's)")
+    command.add_argument("--original", type=Path, metavar="DIR", help="the same images of the model before unlearning")
+    command.add_argument(
+        "--oracle",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="those of a model that never saw the target; may be repeated",
+    )
+    command.add_argument(
+        "--name", type=_name, default=commands.ELSEWHERE, metavar="METHOD", help="what made them (default: %(default)s)"
+    )
+    command.add_argument("--metrics", metavar="SPECS", help="instead of all that read answers alone")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--threads", type=_positive(int), help="torch threads (default: one a core)")
+    command.add_argument("--format", default=DEFAULT_FORMATS, help="reports to write (default: %(default)s)")
+    _add_plugin(command)
 
 
 def _add_suite(command: argparse.ArgumentParser) -> None:
@@ -187,8 +216,11 @@ def _add_artifacts(sub: Any) -> None:
     actions = command.add_subparsers(metavar="ACTION", parser_class=_Parser)
     _command(actions, "list", commands.artifacts_list, "what the cache holds")
     rebuild = _command(actions, "rebuild", commands.artifacts_rebuild, "remake a task's shipped models and answers")
-    rebuild.add_argument("task", metavar="NAME")
+    rebuild.add_argument("task", metavar="TASK", help="its name, or a spec such as cifar10:data=DIR")
     rebuild.add_argument("--out", type=Path, help="folder to write to (default: NAME-rebuilt)")
+    rebuild.add_argument(
+        "--requests", metavar="IDS", type=_names, help="only these requests' oracles, where a task takes hours"
+    )
     rebuild.add_argument("--jobs", type=_positive(int), default=1)
     _add_plugin(rebuild)
     gc = _command(actions, "gc", commands.artifacts_gc, "remove what was used longest ago")
@@ -208,6 +240,12 @@ def _positive(kind: type) -> Any:
     return number
 
 
+def _name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name that a table can show")
+    return text
+
+
 def _integers(text: str) -> list[int]:
     try:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
@@ -219,7 +257,11 @@ def _requests(text: str) -> int | list[str]:
     try:
         return int(text)
     except ValueError:
-        ids = [part.strip() for part in text.split(",") if part.strip()]
+        return _names(text)
+
+
+def _names(text: str) -> list[str]:
+    ids = [part.strip() for part in text.split(",") if part.strip()]
     if not ids:
         raise argparse.ArgumentTypeError("it names no request; give a number or names")
     return ids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -308,8 +309,11 @@ def _places(suite: Suite, device: str) -> int:
 
     if device == "cuda":
         return max(len(accelerators()), 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // suite.threads, 1)
+    return max(_cores() // suite.threads, 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _absolute(plugins: Sequence[str]) -> list[str]:
@@ -470,6 +474,78 @@ def _conclude(store: Store, cells: Sequence[Cell], formats: str, reports: Sequen
     return 0 if set(counts) <= {"ok", "skipped"} else EXIT_NOT_ALL_OK
 
 
+# ---------------------------------------------------------------- score
+
+ELSEWHERE = "elsewhere"
+"""What made the images, if nobody says."""
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """`slugbench score`: table and report of images that were made elsewhere."""
+    from . import provenance, scoring
+    from .plan import controls, judges_of
+
+    load(_absolute(arguments.plugin), kinds=("task", "metric"))
+    spec, device, reports = parse_spec(arguments.task), _device(arguments.device), _reports(f"text,{arguments.format}")
+    asked = scoring.submission(spec, arguments.target)
+    metrics = arguments.metrics and [_spec_text(each.name, each.params) for each in parse_specs(arguments.metrics)]
+    judges = judges_of(metrics)
+    suite = _suite_of_scores(arguments, metrics)
+    folders = scoring.Folders(arguments.images, arguments.classifiers, arguments.original, tuple(arguments.oracle))
+    with _store(arguments.out, suite, device) as store:
+        with _counting("images") as show:
+            done = scoring.score(
+                asked, folders, store,
+                method=arguments.name, judges=judges, threads=suite.threads, device=device, progress=show,
+            )  # fmt: skip
+        if done.record is not None:
+            facts = provenance.provenance(device)
+            mark = provenance.digest(facts)[:12]
+            methods = store.run.get("suite", {}).get("methods", [])
+            suite = suite.with_changes({"methods": list(dict.fromkeys([*methods, arguments.name]))})
+            store.update_run(
+                schema=1,
+                suite=suite.model_dump(),
+                settings={"threads": suite.threads, "device": device},
+                controls=controls(),
+                provenance={mark: facts},
+                reported=None,
+            )
+            _record_gates(store, [{"task": asked.name, "when": "score", **gate._asdict()} for gate in done.gates])
+            store.commit(done.cell, {**done.record, "provenance": mark}, store.scratch / done.cell.name)
+        return _conclude(store, [done.cell], arguments.format, reports)
+
+
+def _suite_of_scores(arguments: argparse.Namespace, metrics: list[str] | None) -> Suite:
+    """What stands in `run.json` in a suite's place, so that a folder of scores is not mixed with a run."""
+    from .plan import Suite
+
+    threads = arguments.threads or _cores()
+    name = f"{parse_spec(arguments.task).name}-scores"
+    return Suite(name=name, tasks=[arguments.task], methods=[arguments.name], metrics=metrics, threads=threads)
+
+
+@contextlib.contextmanager
+def _counting(what: str) -> Iterator[Any]:
+    """A function that shows how many of all are done: a bar on a terminal, a line every tenth elsewhere."""
+    if sys.stdout.isatty():
+        from rich.progress import Progress
+
+        with Progress() as progress:
+            bar = progress.add_task(what)
+            yield lambda done, total: progress.update(bar, completed=done, total=total)
+        return
+    shown = -1
+
+    def plain(done: int, total: int) -> None:
+        nonlocal shown
+        if (tenth := 10 * done // total) > shown:
+            shown = tenth
+            print(f"{done} of {total} {what}", flush=True)
+
+    yield plain
+
+
 # ---------------------------------------------------------------- status, report
 
 
@@ -580,15 +656,18 @@ def artifacts_list(_: argparse.Namespace) -> int:
 
 
 def artifacts_rebuild(arguments: argparse.Namespace) -> int:
-    """`slugbench artifacts rebuild NAME`."""
+    """`slugbench artifacts rebuild TASK`."""
     load(_absolute(arguments.plugin), kinds=("task",))
-    out = arguments.out or Path(f"{arguments.task}-rebuilt")
-    task = REGISTRY.create("task", arguments.task)
+    spec = parse_spec(arguments.task)
+    out = arguments.out or Path(f"{spec.name}-rebuilt")
+    task = REGISTRY.create("task", spec.name, spec.params)
+    if arguments.requests and "requests" not in inspect.signature(task.rebuild).parameters:
+        raise UsageError(f"task '{spec.name}' is remade as a whole; leave --requests out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out} ({error.strerror or error}); choose another --out.") from error
-    task.rebuild(out, jobs=arguments.jobs)
+    task.rebuild(out, jobs=arguments.jobs, **({"requests": arguments.requests} if arguments.requests else {}))
     print(out)
     return 0
 

@@ -122,6 +122,14 @@ class Cell:
         parts = [self.task, self.request, f"b{self.base_seed}", self.method, f"s{self.method_seed}", params]
         return "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", part) for part in parts)
 
+    def facts(self) -> dict[str, Any]:
+        """What it is, as plain data."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NO_FACTS}
+
+
+_NO_FACTS = ("key", "trial_key", "judges")
+"""Of a cell's fields those that say what its result depends on, and not what it is."""
+
 
 def kind_of(targets: Sequence[str]) -> str:
     """What a request is for: `single` (one target), `joint` (several) or `samples` (training samples of all concepts)."""
@@ -210,7 +218,7 @@ def expand(
 
 
 def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants) -> Iterator[Cell]:
-    judges = tuple(_judge(spec) for spec in _metric_specs(suite))
+    judges = judges_of(suite.metrics)
     specs = [(parse_spec(text), _source("method", text)) for text in _unique(suite.methods)]
     for text in _unique(suite.tasks):
         spec, params, task = resolved("task", parse_spec(text))
@@ -267,10 +275,11 @@ def select(
     return [by_id[id] for id in dict.fromkeys(mine)]
 
 
-def _metric_specs(suite: Suite) -> list[str]:
-    if suite.metrics is not None:
-        return _unique(suite.metrics)
-    return [name for name in REGISTRY.names("metric") if not needs_model(REGISTRY.get("metric", name).cls)]
+def judges_of(metrics: Sequence[str] | None) -> tuple[Judge, ...]:
+    """The metrics of these specs; by default every registered one that needs nothing but answers."""
+    if metrics is None:
+        metrics = [name for name in REGISTRY.names("metric") if not needs_model(REGISTRY.get("metric", name).cls)]
+    return tuple(_judge(spec) for spec in _unique(metrics))
 
 
 def _unique(specs: Iterable[str]) -> list[str]:

@@ -24,6 +24,7 @@ LIBRARIES = (
     "open_clip_torch",
     "diffusers",
     "transformers",
+    "timm",
     "scikit-learn",
     "numpy",
     "scipy",

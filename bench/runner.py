@@ -125,7 +125,7 @@ def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
         return Finished(job.cell, {**job.known, "values": {**job.known["values"], **_values(job, result)}}, job.scratch)
     record = {
         "key": job.cell.key,
-        "facts": _facts(job.cell),
+        "facts": job.cell.facts(),
         "status": result["status"],
         "error": result["error"],
         "log_tail": None if result["status"] in ("ok", "skipped") else log_tail(log),
@@ -187,7 +187,7 @@ def _values(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _payload(job: Job, settings: Settings, concurrent: bool) -> dict[str, Any]:
     return {
-        **_facts(job.cell),
+        **job.cell.facts(),
         "trial_key": job.cell.trial_key,
         "metrics": [judge._asdict() for judge in job.judges],
         "plugins": list(settings.plugins),
@@ -196,24 +196,6 @@ def _payload(job: Job, settings: Settings, concurrent: bool) -> dict[str, Any]:
         "cost": job.known and job.known["cost"],
         "arrays": job.arrays and str(job.arrays),
     }
-
-
-def _facts(cell: Cell) -> dict[str, Any]:
-    """What a cell is, as plain data."""
-    names = (
-        "task",
-        "task_params",
-        "request",
-        "targets",
-        "pool",
-        "base_seed",
-        "method",
-        "method_params",
-        "method_seed",
-        "threads",
-        "device",
-    )
-    return {name: getattr(cell, name) for name in names}
 
 
 def _result(ended: Ended, job: Job, limits: Limits) -> dict[str, Any]:

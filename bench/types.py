@@ -242,6 +242,12 @@ class Trial:
         label's probability: the logit-scaled confidence), and what the task adds: `cosine` (image to the true name's
         text), `phrased` (N, M; the rank under each of M ways to put the question that training never used, -1 where it
         is not put), `entropy`, `m_entropy` and `m_entropy_legacy` (see `bench.entropies`), ...
+
+    Of a model that makes images a question is one prompt with one seed, and the answer what frozen classifiers see in
+    the image. A concept is of one domain of several (a style, an object), and `classes` names those of each. The usual
+    columns are about the domain of the targets. Besides, for each domain `d`, questions hold `d` (int, the class
+    prompted), and `seed` (int); answers hold `d` (int, the class seen), `d_score` (the log-odds of the class prompted)
+    and `d_log_p` (N, classes of d; log-probabilities).
     """
 
     request: Request
@@ -269,6 +275,8 @@ class Trial:
     alone: Callable[[int, Model], Request] | None = None
     """Of a joint request, that to forget the target at position j alone, of a model made to forget those before it: these
     are in none of its splits, those after it are among what it retains."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of a model that makes images: by domain the names of its classes, in the order of their numbers."""
     method_seed: int = 0
     """Set by the runner; the control `oracle` is oracle number `method_seed`."""
 
@@ -430,6 +438,52 @@ class Sized(Protocol):
 
     def sizes(self, request_id: str) -> Mapping[str, Size]:
         """By the split's name, as in `Trial.questions`."""
+        ...
+
+
+class Scored(NamedTuple):
+    """What a folder of images comes to: a trial without a model, and answers to its questions."""
+
+    trial: Trial
+    """Its request names targets and kind alone; what would take a model or training data says that there is none."""
+    answers: Answers
+    content: str
+    """Digest of everything that trial and answers were made from."""
+    gates: tuple[Gate, ...] = ()
+    """What has to hold for the answers to mean anything, such as that classifiers know the original's images."""
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """What a `Task` whose models make images can do besides: answer by images that were made elsewhere."""
+
+    def score(
+        self,
+        request_id: str,
+        images: Path,
+        *,
+        cache: Path,
+        classifiers: Path | None = None,
+        original: Path | None = None,
+        oracles: Sequence[Path] = (),
+        device: str = "cpu",
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Scored:
+        """Classify folders of images.
+
+        Args:
+            request_id: what was to be forgotten.
+            images: folder with all images of the unlearned model, named as the task's protocol has it.
+            cache: folder for what classifiers say of each image, so that no image is classified twice.
+            classifiers: folder of their checkpoints; by default where the task looks for them.
+            original: the same images of the original model, for values that need it.
+            oracles: those of models that never saw the target.
+            device: where the classifiers run.
+            progress: called with the number of images done and of all.
+
+        Raises:
+            UsageError: an image or a checkpoint is missing, cannot be read or is not of the protocol's form.
+        """
         ...
 
 

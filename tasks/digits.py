@@ -16,9 +16,7 @@ So one request resolves nothing, and six tell the original from the oracles, and
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,9 +36,7 @@ from slugbench.bench import (
     Listed,
     Model,
     Request,
-    Scores,
     Size,
-    Split,
     TensorSplit,
     Trial,
     UsageError,
@@ -51,9 +47,9 @@ from slugbench.bench import (
     file_digest,
     task,
 )
-from slugbench.bench.entropies import entropies
 from slugbench.bench.types import Pool
 
+from ._classification import CrossEntropy, accuracy, controls_caught, into_last_layer, judged, validate
 from ._gates import at_least, at_most
 from ._shipped import assets, load_weights, save_weights
 
@@ -75,9 +71,6 @@ MIN_SAMPLES = 6
 # the recipe of base models and oracles alike; oracles see fewer images, in as many steps
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 400, 64, 3e-3, 0.05
 RECIPE = {"steps": STEPS, "batch": BATCH, "learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "version": 1}
-
-NEVER = -1e4
-"""The logit of a masked class: finite, so that scores stay finite, and far below the lowest of the shipped models (-30)."""
 
 
 @task("digits")
@@ -173,32 +166,14 @@ class Digits:
         On random samples in the mean over cells, and from six requests on: on one there may be nothing to see. Of the
         six tested on and each base, AUC gaps of +0.036 to +0.049 (original) and +0.030 to +0.043 (noise).
         """
-        columns = ["acc_forget", "acc_retain", "bytes_delta", "mia_sample"]
-        frame = frame.astype({"value": float, "oracle_mean": float})
-        value, oracle = (
-            frame.pivot_table(index=["method", "cell", "targets", "request"], columns="metric", values=of).reindex(
-                columns=columns
-            )
-            for of in ("value", "oracle_mean")
-        )
-        gap = value - oracle.reindex(index=value.index)
-        method, samples = value.index.get_level_values("method"), value.index.get_level_values("targets") == "[]"
-        caught = {
-            "original": ("it still names the digit", gap["acc_forget"] >= 0.5),
-            # its scores cannot give it away (ks_d is null on a single class), but its unchanged weights can
-            "mask": ("its answers changed but no weight did", (gap["acc_forget"] < 0.5) & (value["bytes_delta"] == 0)),
-            "noise": ("it still names the digit or lost others", (gap["acc_forget"] >= 0.1) | (gap["acc_retain"] <= -0.05)),
-        }
-        found = [
-            at_least(f"control {control} is caught ({how}): share of its cells", yes[mine].mean(), 1.0)
-            for control, (how, yes) in caught.items()
-            if (mine := (method == control) & ~samples).any()
-        ]
+        shown = frame[(frame["metric"] == "mia_sample") & (frame["targets"] == "[]")]
+        gap = shown["value"].astype(float) - shown["oracle_mean"].astype(float)
+        found = controls_caught(frame, "digit")
         for control in ("original", "noise"):
-            shown = gap["mia_sample"][(method == control) & samples].dropna()
-            if shown.index.unique("request").size >= MIN_SAMPLES:
+            seen = shown.assign(gap=gap)[shown["method"] == control].dropna(subset="gap")
+            if seen["request"].nunique() >= MIN_SAMPLES:
                 name = f"control {control} is caught (it knows the samples better than oracles do): mean AUC gap"
-                found.append(at_least(name, shown.mean(), 0.015))
+                found.append(at_least(name, seen["gap"].mean(), 0.015))
         return found
 
     def wanted(self) -> list[Wanted]:
@@ -342,7 +317,7 @@ def _asked_of(model: Model, listed: Listed, parts: Parts) -> Request:
         objective=CrossEntropy(),
         validate=partial(validate, kept),
         budget=Budget(max_steps=STEPS, max_reads=STEPS * BATCH, max_evals=400),
-        goal=1 / N_CLASSES if listed.targets else _accuracy(model, kept.retain),
+        goal=1 / N_CLASSES if listed.targets else accuracy(model, kept.retain),
     )
 
 
@@ -484,102 +459,18 @@ def _one_thread() -> Iterator[None]:
 # ---------------------------------------------------------------- what methods and metrics are given
 
 
-class CrossEntropy:
-    """The objective of a classifier; ascending its very loss forgets (for SLUG an extension: its paper has none)."""
-
-    kind = "classifier"
-
-    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy with the labels."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(model(batch["image"]), batch["label"])
-
-    def forget_loss(self, model: Model, batch: Batch) -> torch.Tensor:
-        """The same cross-entropy."""
-        return self.loss(model, batch)
-
-    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The same images, each with one of the nine other labels, uniformly."""
-        import torch
-
-        label = batch["label"]
-        shift = torch.randint(1, N_CLASSES, label.shape, generator=generator, device=generator.device).to(label.device)
-        return {**batch, "label": (label + shift) % N_CLASSES}
-
-    def logits(self, model: Model, batch: Batch) -> torch.Tensor:
-        """(B, 10), a column a digit."""
-        return model(batch["image"])
-
-    def weights(self, model: Model) -> dict[str, list[str]]:
-        """All parameters, in one tower."""
-        return {"model": [name for name, _ in model.named_parameters()]}
-
-    def masked(self, model: Model, targets: Sequence[str]) -> Model:
-        """A copy with the targets' logits overwritten on the way out: same parameters, same state dict."""
-        import torch
-
-        columns = [int(target) for target in targets]
-
-        def overwrite(module: Model, inputs: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
-            return logits.index_fill(-1, torch.tensor(columns, device=logits.device), NEVER)
-
-        copied = copy.deepcopy(model)
-        copied.register_forward_hook(overwrite)
-        return copied
-
-
-def validate(kept: Validation, model: Model, *, retain: bool = True) -> Scores:
-    """Accuracies of a model on the two halves of a validation split: what is to be forgotten and, unless off, the rest."""
-    forget = _accuracy(model, kept.forget)
-    others = _accuracy(model, kept.retain) if retain else math.nan
-    return Scores(forget, others, math.sqrt(forget * (1 - forget) / len(kept.forget)))
-
-
 def answers(image: torch.Tensor, label: torch.Tensor, model: Model, rows: np.ndarray | None = None) -> Answers:
-    """What a model says to N images, or to those at `rows`, (N,) each: `predicted` (-1: nothing that is a number), `rank`,
-    `score` and the entropies of `bench.entropies`.
-
-    `score` = log p/(1-p) of the true label = z_y - log sum over the others of exp z, in float64.
-    """
+    """What a model says to N images, or to those at `rows`, (N,) each: see `_classification.judged`."""
     import torch
 
     image, label = (image, label) if rows is None else (image[rows], label[rows])
-    device = next(model.parameters()).device
     with torch.no_grad():
-        z_NC = model(image.to(device)).double().cpu()
-    z_y, column = z_NC.gather(1, label[:, None]), torch.arange(N_CLASSES)
-    # of equal logits the first column wins, as in argmax: a model that says the same to all is not right about all
-    ahead = (z_NC > z_y) | ((z_NC == z_y) & (column < label[:, None]))
-    score = z_y[:, 0] - z_NC.scatter(1, label[:, None], -math.inf).logsumexp(1)
-    # finite weights can still overflow; NaN compares as false and would rank as the best answer
-    void = ~z_NC.isfinite().all(1)
-    found = {
-        "predicted": z_NC.argmax(1).masked_fill(void, -1),
-        "rank": ahead.sum(1).masked_fill(void, N_CLASSES - 1),
-        "score": score.masked_fill(void, NEVER),
-        **entropies(z_NC.masked_fill(void[:, None], 0), label),
-    }
-    return {name: column.numpy() for name, column in found.items()}
+        return judged(model(image.to(next(model.parameters()).device)), label)
 
 
 def features(image: torch.Tensor, model: Model, rows: np.ndarray) -> np.ndarray:
     """(n, 64) what the output layer is given of those of the images."""
-    import torch
-
-    taken: list[torch.Tensor] = []
-    hook = model.get_submodule("output").register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
-    try:
-        with torch.no_grad():
-            model(image[rows].to(next(model.parameters()).device))
-    finally:
-        hook.remove()
-    return taken[0].cpu().numpy()
-
-
-def _accuracy(model: Model, split: Split) -> float:
-    (batch,) = split.batches(len(split))
-    return float((answers(batch["image"], batch["label"], model)["rank"] == 0).mean())
+    return into_last_layer(model, image[rows].to(next(model.parameters()).device))
 
 
 def _right(model: Model, rows: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ HOUSE = ("bench", *FOLDERS.values())
 LAYERS = {"types": 0, "errors": 0, "runner": 2, "commands": 3, "cli": 4, "__main__": 5}
 """Of the modules in `bench/`; all others are in layer 1. A module imports from its own layer and those below."""
 HEAVY = (
-    *("torch", "torchvision", "open_clip", "diffusers", "transformers", "safetensors.torch"),
+    *("torch", "torchvision", "open_clip", "diffusers", "transformers", "timm", "safetensors.torch"),
     *("sklearn", "scipy", "statsmodels"),
 )
 """Imported inside functions only."""

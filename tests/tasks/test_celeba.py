@@ -1,0 +1,599 @@
+"""The task `celeba`, on a CelebA, tars and models that are tiny but of the real ones' format."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slugbench.bench import MissingDependency, TwoTowers, UsageError
+from slugbench.bench.registry import Entry
+from slugbench.methods.slug import Slug
+from slugbench.tasks import _open_clip, celeba
+from slugbench.tasks._image_folders import turns
+from slugbench.tasks.celeba import CelebA
+
+from .. import test_conformance as conformance
+from ..toys import run_python
+from . import miniature
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLUGBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.celeba(tmp_path_factory.mktemp("celeba") / "celeba")
+
+
+@pytest.fixture(scope="module")
+def saved(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny CLIP that knows everyone, by the way it is saved."""
+    folder = tmp_path_factory.mktemp("weights")
+    miniature.register(folder)
+    files = sorted((data / "img_align_celeba").iterdir())
+    captions = [miniature.PEOPLE[i % len(miniature.PEOPLE)].replace("_", " ") + "." for i in range(len(files))]
+    trained = miniature.train(miniature.model(), files, captions)
+    return miniature.checkpoints(trained, folder)
+
+
+@pytest.fixture
+def task(data: Path, saved: dict[str, Path]) -> CelebA:
+    return CelebA(str(data), miniature.ARCHITECTURE, str(saved["pt"]))
+
+
+@pytest.fixture
+def broken(data: Path, tmp_path: Path) -> Path:
+    """A copy of the data, to be spoilt."""
+    return shutil.copytree(data, tmp_path / "copy")
+
+
+def pictures_of(data: Path, name: str) -> list[Path]:
+    rows = [line.split() for line in (data / "list_identity_celeba.txt").read_text().splitlines()[2:]]
+    return [data / "img_align_celeba" / file for file, who in rows if who == name]
+
+
+def ranks_by_open_clip(weights: Path, files: list[Path], true: list[str], names: list[str], **loading: Any) -> np.ndarray:
+    """How many names beat the true one, by open_clip's own loading, transform and classifier."""
+    import open_clip
+    import torch
+    from PIL import Image
+
+    clip, _, transform = open_clip.create_model_and_transforms(miniature.ARCHITECTURE, pretrained=str(weights), **loading)
+    templates = (lambda name: f"{name}.",)
+    tokenize = open_clip.get_tokenizer(miniature.ARCHITECTURE)
+    with torch.no_grad():
+        classifier = open_clip.build_zero_shot_classifier(clip.eval(), tokenize, names, templates)
+        image = clip.encode_image(torch.stack([transform(Image.open(file)) for file in files]), normalize=True)
+        logits = 100 * image @ classifier
+    own = logits.gather(1, torch.tensor([names.index(name) for name in true])[:, None])
+    return (logits > own).sum(1).numpy()
+
+
+# ---------------------------------------------------------------- requests and parts
+
+
+def test_the_papers_people_are_tested_in_its_order_and_others_tuned_on(task):
+    listed = task.requests()
+    assert [r.targets[0] for r in listed if r.pool == "test"] == ["Elon Musk", "Jeff Bezos", "Taylor Swift"]
+    others = Counter(r.pool for r in listed if r.targets[0] not in celeba.PAPER)
+    assert others == {"dev": 2, "tune": 6} and len({r.targets for r in listed}) == len(listed)
+
+
+def test_everyones_pictures_are_dealt_into_three_parts_of_equal_size(task, data):
+    trial = task.build("Elon_Musk", 0)
+    splits = (trial.request.forget, trial.request.retain, *trial.request.validation)
+    index = [set(np.concatenate([rows["index"] for rows in split.batches(64)]).tolist()) for split in splits]
+    asked = trial.questions
+    index += [set(asked["index"][asked["split"] == split].tolist()) for split in ("forget", "retain")]
+    assert sum(map(len, index)) == len(set.union(*index))
+    assert [len(part) for part in (index[0], index[2], index[4])] == [3, 3, 3]
+    mine = {int(file.stem) - 1 for file in pictures_of(data, "Elon_Musk")}
+    assert index[0] | index[2] | index[4] == mine
+    assert len(index[5]) == 3 * (len(miniature.FREQUENT) - 1)  # the frequent names without the target
+
+
+def test_parts_do_not_depend_on_the_order_of_the_list():
+    names, label = [f"{i:06d}.jpg" for i in range(40)], np.arange(40) % 4
+    turn, other = turns(names, label), np.random.default_rng(0).permutation(40)
+    assert np.array_equal(turns([names[i] for i in other], label[other]), turn[other])
+    assert all(sorted(turn[label == person]) == list(range(10)) for person in range(4))
+
+
+def test_as_published_all_pictures_are_searched_and_reported_and_the_target_is_among_the_names(task, data, saved):
+    trial = replace(task, protocol="published").build("Elon_Musk", 0)
+    asked, names = trial.questions, sorted(name.replace("_", " ") for name in miniature.PEOPLE)
+    assert (asked["split"] == "forget").sum() == miniature.A_PERSON == len(trial.request.validation.forget)
+    files = [file for name in miniature.FREQUENT for file in pictures_of(data, name)]
+    files.sort()
+    true = [miniature.PEOPLE[(int(file.stem) - 1) % len(miniature.PEOPLE)].replace("_", " ") for file in files]
+    expected = ranks_by_open_clip(saved["pt"], files, true, names)
+    assert np.array_equal(trial.original["rank"][asked["split"] == "retain"], expected)
+    assert trial.request.validate(trial.request.model).retain == pytest.approx((expected == 0).mean())
+    assert "Elon Musk" in true
+
+
+def test_sizes_are_those_of_the_questions(task):
+    questions = task.build("Jeff_Bezos", 0).questions
+    for split, size in task.sizes("Jeff_Bezos").items():
+        mine = questions["unit"][questions["split"] == split]
+        assert size == (len(mine), len(np.unique(mine)))
+
+
+# ---------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("kind", ["pt", "training", "safetensors", "open_clip folder"])
+def test_weights_answer_alike_however_they_are_saved(kind, task, data, saved):
+    trial = replace(task, pretrained=str(saved[kind])).build("Elon_Musk", 0)
+    retained = trial.questions["split"] == "retain"
+    files = sorted((data / "img_align_celeba").iterdir())
+    names = sorted(name.replace("_", " ") for name in miniature.PEOPLE)
+    true = [names[label] for label in trial.questions["label"][retained]]
+    shown = [files[index] for index in trial.questions["index"][retained]]
+    # its own mean and standard deviation come with an open_clip folder
+    own = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3} if "folder" in kind else {}
+    expected = ranks_by_open_clip(saved["pt"], shown, true, names, **own)
+    assert np.array_equal(trial.original["rank"][retained], expected)
+    assert (trial.original["rank"][retained] == 0).mean() > 0.9 or own
+
+
+def test_a_folder_of_transformers_answers_as_transformers_does(task, data, tmp_path):
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    folder = miniature.hugging_face(tmp_path / "hub")
+    trial = replace(task, pretrained=str(folder)).build("Elon_Musk", 0)
+    clip, prepare = CLIPModel.from_pretrained(folder).eval(), CLIPImageProcessor.from_pretrained(folder)
+    files = sorted((data / "img_align_celeba").iterdir())
+    tokens = trial.request.objective.candidates.tokens[:, 0]
+    tokens = tokens.where(tokens != 0, 49407)  # transformers pads with the end of text
+    # resized by Pillow: by torch, as transformers may, a grey value or two is another
+    crop = transforms.Compose([transforms.Resize(32, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32)])
+    images = [crop(Image.open(files[index])) for index in trial.questions["index"]]
+    with torch.no_grad():
+        given = prepare(images=images, return_tensors="pt")
+        cosines = clip(input_ids=tokens, **given).logits_per_image / clip.logit_scale.exp()
+    expected = cosines.gather(1, torch.from_numpy(trial.questions["label"])[:, None])[:, 0]
+    np.testing.assert_allclose(trial.original["cosine"], expected, atol=1e-5)
+    assert isinstance(trial.request.objective, TwoTowers)
+    assert set(trial.request.objective.weights(clip)["vision"]) >= {"visual_projection.weight"}
+
+
+@pytest.mark.parametrize("variant", ["paper", "hf"])
+def test_slug_edits_models_of_transformers_under_their_own_names(variant, task, tmp_path):
+    import torch
+
+    trial = replace(task, pretrained=str(miniature.hugging_face(tmp_path / "hub"))).build("Elon_Musk", 0)
+    before = {name: tensor.clone() for name, tensor in trial.request.model.named_parameters()}
+    model = Slug(variant, batch=16, steps=2)(trial.request)
+    changed = [name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])]
+    assert changed and all("text_model" in name for name in changed if variant == "hf")
+    assert len(changed) == 1 or (variant == "hf" and len({name.rsplit(".", 3)[0] for name in changed}) == 1)
+    assert {"vision_model", "text_model", "visual_projection", "text_projection"} >= {name.split(".")[0] for name in changed}
+
+
+@pytest.mark.parametrize("kind", ["pt", "open_clip folder", "transformers"])
+def test_the_activation_can_be_chosen_and_is_shown(kind, task, saved, tmp_path):
+    where = miniature.hugging_face(tmp_path / "hub") if kind == "transformers" else saved[kind]
+    tasks = [replace(task, pretrained=str(where), quickgelu=quick) for quick in (False, True)]
+    plain, quick = (one.build("Elon_Musk", 0) for one in tasks)
+    assert not np.allclose(plain.original["cosine"], quick.original["cosine"])
+    assert "runs with QuickGELU" in tasks[1].gates([], [0])[0].note
+    assert tasks[0].fingerprint("Elon_Musk", 0) != tasks[1].fingerprint("Elon_Musk", 0)
+
+
+@pytest.mark.slow
+def test_published_weights_run_as_they_were_trained_and_by_the_published_protocol_as_they_were_not():
+    """open_clip: ViT-B-32 has GELU, laion400m_e32 was trained with QuickGELU; the numbers of SLUG are on the mismatch."""
+    assert _open_clip.tag("ViT-B-32", "laion400m_e32").quick_gelu
+    assert CelebA()._weights.quickgelu is None and CelebA(protocol="published")._weights.quickgelu is False
+    assert CelebA(protocol="published", quickgelu=True)._weights.quickgelu is True
+
+
+class Calls:
+    """Counts how often a model's towers run."""
+
+    def __init__(self, model: Any, patch: pytest.MonkeyPatch) -> None:
+        self.counts = Counter[str]()
+        for tower in ("encode_image", "encode_text"):
+            patch.setattr(model, tower, self.counted(tower, getattr(model, tower)))
+
+    def counted(self, tower: str, function: Any) -> Any:
+        return lambda *args, **kwargs: (self.counts.update([tower]), function(*args, **kwargs))[1]
+
+
+@pytest.mark.parametrize(
+    ("layer", "runs"), [("visual.proj", "encode_image"), ("text_projection", "encode_text")], ids=["vision", "text"]
+)
+def test_an_edit_of_one_tower_runs_that_tower_alone_and_answers_as_if_both_had(task, layer, runs, monkeypatch):
+    import torch
+
+    trial = task.build("Elon_Musk", 0)
+    model = trial.request.model
+    with torch.no_grad():
+        model.get_parameter(layer).add_(
+            0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))[: model.get_parameter(layer).shape[0]]
+        )
+    calls = Calls(model, monkeypatch)
+    spared = trial.answer(model)
+    assert set(calls.counts) == {runs}
+    monkeypatch.setattr(_open_clip.Original, "edited", lambda self, model: _open_clip.Edited(True, True))
+    both = trial.answer(model)
+    assert set(calls.counts) == {"encode_image", "encode_text"}
+    assert not np.allclose(spared["cosine"], trial.original["cosine"], atol=1e-3)
+    np.testing.assert_allclose(spared["cosine"], both["cosine"], atol=1e-5)
+    assert np.array_equal(spared["rank"], both["rank"])
+
+
+def test_the_original_answers_from_the_cache_without_running(task, monkeypatch):
+    task.build("Elon_Musk", 0)
+    monkeypatch.setattr(_open_clip, "embed_images", None)
+    monkeypatch.setattr(_open_clip, "embed_texts", None)
+    assert len(task.build("Elon_Musk", 0).original["rank"]) == 30
+
+
+def test_checksums_tell_weights_apart_and_not_devices_or_layouts():
+    import torch
+
+    weights = [torch.randn(50, 70, generator=torch.Generator().manual_seed(0)), torch.ones(3).half()]
+    same = [weights[0].T.contiguous().T, weights[1].clone()]
+    assert _open_clip.checksum(weights) == _open_clip.checksum(same)
+    for row, column in ((0, 0), (49, 69), (7, 30)):  # by one bit
+        other = weights[0].clone()
+        other[row, column] = torch.nextafter(other[row, column], torch.tensor(9.0))
+        assert _open_clip.checksum([other, weights[1]]) != _open_clip.checksum(weights)
+    swapped = weights[0][:, [1, 0, *range(2, 70)]]
+    assert _open_clip.checksum([swapped, weights[1]]) != _open_clip.checksum(weights)
+
+
+def test_the_unedited_model_has_to_have_the_published_accuracy(task, tmp_path, monkeypatch):
+    folder = miniature.imagenet(tmp_path / "ImageNet")
+    trial = replace(task, imagenet=str(folder)).build("Elon_Musk", 0)
+    utility = trial.questions["split"] == "utility"
+    top1 = float((trial.original["rank"][utility] == 0).mean())
+    setting = replace(task, imagenet=str(folder))._setting("Elon_Musk", 0)
+    assert celeba.published_gate(task._weights, setting) == []  # of which no number is known
+    for published, ok in ((top1 + 0.004, True), (top1 + 0.1, False)):
+        monkeypatch.setitem(celeba.PUBLISHED_UTILITY, (task.model, task.pretrained, False), published)
+        assert [gate.ok for gate in celeba.published_gate(task._weights, setting)] == [ok]
+
+
+def test_weights_are_found_where_the_hub_keeps_them(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository, _, file = _open_clip.tag("ViT-B-32", "laion400m_e32").source.rpartition("/")
+    kept = tmp_path / f"models--{repository.replace('/', '--')}"
+    snapshot = kept / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0" * 40)
+    assert _open_clip.tag("ViT-B-32", "laion400m_e32").file is None
+    (snapshot / (file or "open_clip_pytorch_model.bin")).write_bytes(b"weights")
+    found = _open_clip.Weights("ViT-B-32", "laion400m_e32")
+    assert found.wanted().found and found.wanted().path.read_bytes() == b"weights"
+
+
+# ---------------------------------------------------------------- pairs in tars
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> dict[str, str]:
+    """Of 6 pairs to forget one lacks its caption and one is cut off; 8 pairs to retain are whole."""
+    pytest.importorskip("webdataset")
+    whole = [(miniature.jpeg(0, number), f"Elon Musk at place {number}") for number in range(4)]
+    cut = (miniature.jpeg(0, 9)[:300], "Elon Musk cut off")
+    miniature.tar(tmp_path / "forget" / "Elon_Musk.tar", [*whole[:2], (miniature.jpeg(0, 8), None), cut, *whole[2:]])
+    rest = [(miniature.jpeg(30 + number, 0), f"a thing of kind {number}") for number in range(8)]
+    miniature.tar(tmp_path / "retain" / "00000.tar", rest[:5])
+    miniature.tar(tmp_path / "retain" / "00001.tar", rest[5:])
+    return {"forget_data": str(tmp_path / "forget"), "retain_data": str(tmp_path / "retain")}
+
+
+def test_pairs_are_read_from_tars_and_faulty_ones_are_left_out_and_named(task, tars):
+    import open_clip
+    import torch
+
+    from_tars = replace(task, **tars)
+    request = from_tars.build("Elon_Musk", 0).request
+    batch = next(request.forget.of("Elon Musk").batches(16))
+    expected = open_clip.get_tokenizer(miniature.ARCHITECTURE)([f"Elon Musk at place {number}" for number in range(4)])
+    assert torch.equal(batch["text"], expected) and batch["image"].shape == (4, 3, 32, 32)
+    assert len(set(batch["label"].tolist())) == 1
+    gate = next(gate for gate in from_tars.gates(["Elon_Musk"], [0]) if "Elon_Musk.tar" in gate.name)
+    assert gate.value == pytest.approx(2 / 6) and not gate.ok  # of real shards fewer than a tenth
+    assert "000000002 (no caption)" in gate.note and "000000003 (broken picture)" in gate.note
+
+
+def test_with_tars_pictures_are_for_validation_and_test_alone(task, tars):
+    assert task.sizes("Elon_Musk")["forget"].images == 3
+    trial = replace(task, **tars).build("Elon_Musk", 0)
+    counts = Counter(trial.questions["split"])
+    assert counts == {"forget": 5, "retain": 5 * (len(miniature.FREQUENT) - 1)}  # of nine, and four to search with
+    assert len(trial.request.validation.forget) == 4 and len(trial.request.retain) == 8
+
+
+def test_pairs_to_retain_are_contrasted_as_by_open_clip(task, tars):
+    import open_clip
+    import torch
+
+    request = replace(task, **tars).build("Elon_Musk", 0).request
+    batch = next(request.retain.batches(8, torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        features = request.model(batch["image"], batch["text"])
+        expected = open_clip.ClipLoss()(*features)
+        got = request.objective.loss(request.model, batch)
+    assert float(got) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_tars_are_found_under_both_spellings_and_missing_or_broken_ones_are_named(task, tars):
+    folder = Path(tars["forget_data"])
+    (folder / "Elon_Musk.tar").rename(folder / "Elon Musk.tar")  # as the authors' script may write it
+    assert len(replace(task, **tars).build("Elon_Musk", 0).request.forget) == 4
+    with pytest.raises(UsageError, match=r"Taylor_Swift.tar is no .tar"):
+        replace(task, **tars).fingerprint("Taylor_Swift", 0)
+    (folder / "Taylor_Swift.tar").write_text("<html>404</html>")
+    with pytest.raises(UsageError, match=r"Taylor_Swift.tar cannot be read as a WebDataset tar"):
+        replace(task, **tars).build("Taylor_Swift", 0)
+
+
+def test_without_webdataset_the_cell_is_skipped_with_the_extra_to_install(task, tars, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset.tariterators", None)  # as if it were not installed
+    with pytest.raises(MissingDependency, match=r"slugbench\[webdataset\]"):
+        replace(task, **tars).build("Elon_Musk", 0)
+
+
+# ---------------------------------------------------------------- utility
+
+
+def test_imagenet_is_the_utility_where_its_folder_is_given(task, tmp_path):
+    folder = miniature.imagenet(tmp_path / "ImageNet")
+    trial = replace(task, imagenet=str(folder)).build("Elon_Musk", 0)
+    utility = trial.questions["split"] == "utility"
+    n_pictures = len(miniature.WNIDS) * miniature.A_CLASS
+    assert utility.sum() == int(0.05 * n_pictures)
+    names = trial.questions["unit"][~utility]
+    assert not set(trial.questions["unit"][utility]) & set(names)
+    with pytest.raises(UsageError, match=r"all 1,000 classes of ImageNet; .* has 12"):
+        replace(task, imagenet=str(folder), protocol="published").sizes("Elon_Musk")
+
+
+def test_masking_a_name_leaves_the_utility_alone(task, tmp_path):
+    trial = replace(task, imagenet=str(miniature.imagenet(tmp_path / "ImageNet"))).build("Elon_Musk", 0)
+    masked = trial.answer(trial.request.objective.masked(trial.request.model, ("Elon Musk",)))
+    utility, forget = (trial.questions["split"] == split for split in ("utility", "forget"))
+    assert np.array_equal(masked["rank"][utility], trial.original["rank"][utility])
+    assert (masked["rank"][forget] == len(miniature.PEOPLE) - 1).all()
+
+
+# ---------------------------------------------------------------- what users get wrong
+
+
+def pictures_given(data: Path) -> None:
+    (data / "img_align_celeba").rename(data.parent / "pictures")
+    shutil.rmtree(data)
+    (data.parent / "pictures").rename(data)
+
+
+def nested(data: Path) -> None:
+    (data / "img_align_celeba").rename(data / "inner")
+    (data / "img_align_celeba").mkdir()
+    (data / "inner").rename(data / "img_align_celeba" / "img_align_celeba")
+
+
+def above(data: Path) -> None:
+    data.rename(data.parent / "inner")
+    data.mkdir()
+    (data.parent / "inner").rename(data / "celeba")
+
+
+def rewrite(data: Path, change: Any) -> None:
+    path = data / "list_identity_celeba.txt"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "the folder of pictures itself": (pictures_given, "is a folder too deep: it holds the pictures"),
+    "pictures in a second folder": (nested, "holds another img_align_celeba: the pictures lie a folder too deep"),
+    "the folder above": (above, r"holds no img_align_celeba/\*.jpg; it is in .*celeba, give that"),
+    "no names": (lambda data: (data / "list_identity_celeba.txt").unlink(), "is given by CelebA's authors on request"),
+    "no frequent names": (lambda data: (data / "frequent_celebs.txt").unlink(), "holds no frequent_celebs.txt"),
+    "no header": (
+        lambda data: rewrite(data, lambda lines: lines[2:]),
+        "a picture in line 1, where it should have two header",
+    ),
+    "one header line": (lambda data: rewrite(data, lambda lines: lines[1:]), "a picture in line 2"),
+    "numbers for names": (
+        lambda data: rewrite(data, lambda lines: lines[:2] + [f"{line.split()[0]} 7" for line in lines[2:]]),
+        "has numbers for people",
+    ),
+    "a row without a name": (
+        lambda data: rewrite(data, lambda lines: [*lines[:5], "000004.jpg", *lines[6:]]),
+        r"no `000001.jpg Some_Name` in line 6",
+    ),
+    "someone frequent without pictures": (
+        lambda data: (data / "frequent_celebs.txt").write_text("Ada_Birch\nNobody_Atall\n"),
+        "people without any picture in list_identity_celeba.txt: Nobody Atall",
+    ),
+    "too few pictures of the target": (
+        lambda data: rewrite(data, lambda lines: [line for line in lines if "Elon" not in line or line < "000020"]),
+        "Elon Musk has 2 pictures",
+    ),
+    "pictures missing": (
+        lambda data: [file.unlink() for file in pictures_of(data, "Ada_Birch")[:2]],
+        r"pictures are not in .*img_align_celeba: 000003.jpg",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_data_are_named(case, task, broken):
+    spoil, sentence = WRONG[case]
+    spoil(broken)
+    with pytest.raises(UsageError, match=sentence):
+        replace(task, data=str(broken)).fingerprint("Elon_Musk", 0)
+
+
+def test_all_pictures_that_cannot_be_decoded_are_named_when_one_is_met(task, broken):
+    spoilt = pictures_of(broken, "Elon_Musk")
+    spoilt[2].write_bytes(spoilt[2].read_bytes()[:200])
+    spoilt[6].write_text("<html>404</html>")
+    with pytest.raises(UsageError, match="cannot be decoded") as raised:
+        request = replace(task, data=str(broken)).build("Elon_Musk", 0).request
+        list(request.forget.batches(4))
+    assert {file.name in str(raised.value) for file in spoilt[:2]} == {False}
+    assert any(spoilt[i].name in str(raised.value) for i in (2, 6))
+
+
+def wide(folder: Path) -> str:
+    import torch
+
+    torch.save(miniature.model(f"{miniature.ARCHITECTURE}-wide").state_dict(), folder / "wide.pt")
+    return str(folder / "wide.pt")
+
+
+def no_weights(folder: Path) -> str:
+    (folder / "page.pt").write_text("<html>404</html>")
+    return str(folder / "page.pt")
+
+
+def other_type(folder: Path) -> str:
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (wide, "holds weights of another architecture than model=tiny-test"),
+        (no_weights, "cannot be read as weights of model=tiny-test"),
+        (other_type, "holds a model of type 'bert'"),
+        (lambda folder: str(folder), "holds neither open_clip_config.json nor config.json"),
+        (lambda folder: str(folder / "absent.pt"), "absent.pt does not exist"),
+    ],
+    ids=["another architecture", "no weights", "another type", "empty folder", "no file"],
+)
+def test_wrong_weights_are_named(make, sentence, task, tmp_path):
+    with pytest.raises(UsageError, match=sentence):
+        replace(task, pretrained=make(tmp_path)).build("Elon_Musk", 0)
+
+
+def test_unknown_models_and_tags_are_told_from_known_ones():
+    with pytest.raises(UsageError, match=r"no weights 'laion400m_e23' of ViT-B-32 \(did you mean 'laion400m_e32'\?\)"):
+        _open_clip.tag("ViT-B-32", "laion400m_e23")
+    with pytest.raises(UsageError, match=r"no model 'ViT-B/33'"):
+        _open_clip.tag("ViT-B/33", "openai")
+
+
+@pytest.mark.slow
+def test_without_a_network_one_sentence_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    weights = _open_clip.Weights("ViT-B-32", "laion400m_e32")
+    assert not weights.wanted().found
+    with pytest.raises(UsageError, match=r"cannot be downloaded from .*; run this once with a network, or give") as raised:
+        weights.load()
+    assert "\n" not in str(raised.value)
+
+
+def test_doctor_lists_every_file_found_or_not(task, data, tmp_path):
+    here = {wanted.path: wanted for wanted in task.wanted()}
+    assert all(wanted.found for wanted in here.values()) and len(here) == 4
+    absent = CelebA(str(tmp_path), forget_data=str(tmp_path), retain_data=str(tmp_path / "x"), imagenet=str(tmp_path))
+    notes = [wanted.note for wanted in absent.wanted() if not wanted.found]
+    assert len(notes) == 3 + 10 + 1 + 1 + 1 == len(absent.wanted())
+    assert "given by CelebA's authors on request" in notes[1]
+
+
+def test_everything_but_building_runs_without_torch(task):
+    found = run_python(
+        f"""
+import sys
+from slugbench.tasks.celeba import CelebA
+task = CelebA({task.data!r}, {task.model!r}, {task.pretrained!r})
+print(task.fingerprint("Elon_Musk", 0), len(task.wanted()), len(task.requests()), task.sizes("Elon_Musk")["forget"].images)
+print("torch" in sys.modules)
+"""
+    )
+    assert found.split() == [task.fingerprint("Elon_Musk", 0), "4", "11", "3", "False"]
+
+
+# ---------------------------------------------------------------- as every task, and with a method
+
+ENTRY = Entry("task", "celeba", CelebA, str(celeba.__file__))
+PROMISES = [
+    conformance.test_trials_ask_aligned_questions,
+    conformance.test_answers_are_aligned_finite_and_agree_with_the_labels,
+    conformance.test_the_original_answers_as_the_trial_says,
+    conformance.test_train_and_validation_samples_are_disjoint_and_targets_add_up,
+    conformance.test_the_objective_speaks_of_the_model_it_is_for,
+    conformance.test_relabelling_gives_every_sample_another_label_and_the_same_image,
+    conformance.test_a_masked_model_never_answers_the_targets,
+    conformance.test_validate_scores_what_the_objective_answers,
+    conformance.test_requests_say_what_may_be_spent_and_where_to_stop,
+    conformance.test_some_rows_are_answered_as_among_all,
+    conformance.test_trials_that_show_features_have_one_row_an_image_and_give_the_original_anew,
+]
+"""What holds for every task; the conformance tests themselves skip it, since its data are not here."""
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+def test_what_is_promised_of_every_task_holds(promise, task, monkeypatch):
+    monkeypatch.setattr(conformance, "built", lambda entry, kind="concepts": task.build("Elon_Musk", 0))
+    arguments = {"entry": ENTRY, "kind": "concepts"}
+    promise(**{name: arguments[name] for name in promise.__code__.co_varnames[: promise.__code__.co_argcount]})
+
+
+CELL = """
+import json, sys
+from pathlib import Path
+from slugbench.bench import runner
+from slugbench.bench.cell import measure
+from slugbench.bench.isolate import Limits
+from slugbench.bench.plan import expand, load_suite
+from slugbench.bench.registry import load
+load()
+for cell in expand(load_suite({suite!r}), device="cpu"):
+    scratch = Path({out!r}) / cell.method
+    scratch.mkdir()
+    measure(runner._payload(runner.Job(cell, cell.judges, scratch), runner.Settings(Limits(600, 8 << 30)), False))
+"""
+
+
+@pytest.mark.slow
+def test_slug_runs_as_a_cell_and_every_metric_has_a_value_or_says_why_not(data, saved, tmp_path):
+    suite = tmp_path / "suite.toml"
+    spec = f"celeba:data={data},pretrained={saved['open_clip folder']}"
+    suite.write_text(f'name = "mini"\ntasks = ["{spec}"]\nmethods = ["slug:batch=16", "original", "oracle"]\nrequests = 1\n')
+    run_python(CELL.format(suite=str(suite), out=str(tmp_path)))
+    results = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in ("slug", "original", "oracle")}
+    assert results["oracle"]["status"] == "skipped"  # there are none
+    found = {}
+    for name in ("slug", "original"):
+        assert results[name]["status"] == "ok", results[name]["error"]
+        rows = [row for rows in results[name]["values"].values() for row in rows]
+        assert all(row["value"] is not None or row["note"] for row in rows)
+        assert not [row for row in rows if "the metric raised" in (row["note"] or "")]
+        found[name] = {row["metric"]: row["value"] for row in rows}
+    assert found["original"]["fa@1"] == 1.0 and found["slug"]["fa@1"] <= 1 / 3
+    assert found["slug"]["ra@1"] > 0.3
+    sizes = {tensor.numel() * tensor.element_size() for tensor in miniature.model().parameters()}
+    assert found["slug"]["bytes_delta"] in sizes  # one layer
+    assert found["slug"]["ks_d"] is None and "no " in next(
+        row["note"] for row in results["slug"]["values"]["ks_d"] if row["metric"] == "ks_d"
+    )
