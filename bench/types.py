@@ -131,6 +131,14 @@ class TwoTowers(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """What an `Objective` of kind `diffusion` can do besides: speak of the CLIP whose text encoder reads its prompts."""
+
+    contrast: Objective
+    """Its losses, over the same batches; `weights` are those of the text encoder."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What one method may spend on one request. Never seconds, so that results do not depend on speed."""

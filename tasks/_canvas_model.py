@@ -11,7 +11,7 @@ It is saved, loaded, edited and sampled as Stable Diffusion is, by the same code
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ LENGTH = 12
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def prompts(styles: Sequence[int], objects: Sequence[int], template: str = PROMPT) -> list[str]:
+def prompts(styles: Iterable[int], objects: Iterable[int], template: str = PROMPT) -> list[str]:
     """What is written for pictures of those numbers."""
     return [template.format(style=STYLES[s], object=OBJECTS[o]) for s, o in zip(styles, objects, strict=True)]
 
@@ -49,8 +49,8 @@ def tokenizer() -> CLIPTokenizer:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    numbers = [(s, o) for s in range(len(STYLES)) for o in range(len(OBJECTS))]
-    texts = [text.lower() for template in CAPTIONS for text in prompts(*zip(*numbers, strict=True), template)]
+    pairs = [(style, thing) for style in STYLES for thing in OBJECTS]
+    texts = [template.format(style=style, object=thing).lower() for template in CAPTIONS for style, thing in pairs]
     learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learned.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(special_tokens=[START, END], end_of_word_suffix="</w>", show_progress=False)

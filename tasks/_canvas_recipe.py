@@ -10,12 +10,16 @@ import numpy as np
 
 from . import _canvas_model, _canvas_scenes
 from ._canvas_scenes import OBJECTS, STYLES
+from ._diffusion import contrastive_loss
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
+    from transformers import CLIPModel
 
-TRAIN_PER_CELL = 40
+TRAIN_PER_CELL = 24
+CLASSIFIERS = ("convolution", "attention")
+"""The one that judges, and one that fails differently, to judge it by."""
 PARTS = {"train": 1, "validation": 2, "test": 3}
 """Seeds of the pictures of each part."""
 
@@ -27,7 +31,7 @@ class Recipe:
     clip_steps: int = 400
     clip_batch: int = 128
     clip_rate: float = 2e-3
-    unet_steps: int = 800
+    unet_steps: int = 900
     unet_batch: int = 64
     unet_rate: float = 2e-3
     dropped: float = 0.1
@@ -35,6 +39,13 @@ class Recipe:
     decay: float = 0.99
     """Of the mean of weights that is kept (EMA)."""
     version: int = 1
+
+
+class Trained(NamedTuple):
+    """A pipeline, and the CLIP whose text encoder it has."""
+
+    clip: CLIPModel
+    pipeline: StableDiffusionPipeline
 
 
 class Pictures(NamedTuple):
@@ -49,24 +60,35 @@ class Pictures(NamedTuple):
         return Pictures(*(column[rows] for column in self))
 
 
+def cells() -> tuple[np.ndarray, np.ndarray]:
+    """(80,) numbers of style and object of each prompt of the grid, styles outermost."""
+    style, thing = np.meshgrid(range(len(STYLES)), range(len(OBJECTS)), indexing="ij")
+    return style.ravel(), thing.ravel()
+
+
 @cache
 def pictures(part: str, per_cell: int = TRAIN_PER_CELL) -> Pictures:
     """So many of each style and object, the same every time."""
     import torch
 
-    style, thing = (numbers.ravel() for numbers in np.meshgrid(range(len(STYLES)), range(len(OBJECTS)), indexing="ij"))
-    style, thing = np.tile(style, per_cell), np.tile(thing, per_cell)
+    style, thing = (np.tile(numbers, per_cell) for numbers in cells())
     image = _canvas_scenes.draw(style, thing, np.random.default_rng(PARTS[part]))
     return Pictures(torch.from_numpy(image) * 2 - 1, torch.from_numpy(style), torch.from_numpy(thing))
+
+
+@cache
+def tokens_of_cells(template: str = _canvas_model.PROMPT) -> torch.Tensor:
+    """(80, LENGTH) tokens of each prompt of the grid."""
+    return _canvas_model.tokens(_canvas_model.tokenizer(), _canvas_model.prompts(*cells(), template))
 
 
 # ---------------------------------------------------------------- training
 
 
-def train(known: Pictures, seed: int, recipe: Recipe = Recipe()) -> StableDiffusionPipeline:
+def train(known: Pictures, seed: int, recipe: Recipe = Recipe()) -> Trained:
     """A pipeline that knows those pictures: its CLIP first, then its U-Net under the CLIP's text."""
     clip = train_clip(known, seed, recipe)
-    return _canvas_model.new_pipeline(clip.text_model, train_unet(known, clip.text_model, seed, recipe))
+    return Trained(clip, _canvas_model.new_pipeline(clip.text_model, train_unet(known, clip.text_model, seed, recipe)))
 
 
 def train_clip(known: Pictures, seed: int, recipe: Recipe) -> Any:
@@ -76,28 +98,19 @@ def train_clip(known: Pictures, seed: int, recipe: Recipe) -> Any:
     clip, generator = _canvas_model.new_clip(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=recipe.clip_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.clip_rate, total_steps=recipe.clip_steps)
-    texts = [_tokens_of_cells(template) for template in _canvas_model.CAPTIONS]
+    texts = [tokens_of_cells(template) for template in _canvas_model.CAPTIONS]
     for _ in range(recipe.clip_steps):
         drawn = known.rows(torch.randint(len(known.image), (recipe.clip_batch,), generator=generator))
         cell = drawn.style * len(OBJECTS) + drawn.object
         wording = torch.randint(len(texts), (len(cell),), generator=generator)
         tokens = torch.stack(texts)[wording, cell]
         found = clip(input_ids=tokens, pixel_values=drawn.image)
-        loss = contrast(found.logits_per_image, cell)
+        loss = contrastive_loss(found.logits_per_image, cell)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     return clip.eval()
-
-
-def contrast(logits_BB: torch.Tensor, cell_B: torch.Tensor) -> torch.Tensor:
-    """InfoNCE both ways, pictures and texts of one cell being positives of each other."""
-    import torch
-
-    same = (cell_B[:, None] == cell_B[None]).float()
-    same = same / same.sum(1, keepdim=True)
-    return -sum((same * torch.log_softmax(logits, 1)).sum(1).mean() for logits in (logits_BB, logits_BB.T)) / 2
 
 
 def train_unet(known: Pictures, text_encoder: Any, seed: int, recipe: Recipe) -> Any:
@@ -111,7 +124,7 @@ def train_unet(known: Pictures, text_encoder: Any, seed: int, recipe: Recipe) ->
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.unet_rate, total_steps=recipe.unet_steps, pct_start=0.1)
     mean = [p.detach().clone() for p in unet.parameters()]
     with torch.no_grad():
-        said = text_encoder(_tokens_of_cells())[0]
+        said = text_encoder(tokens_of_cells())[0]
         nothing = text_encoder(_canvas_model.tokens(_canvas_model.tokenizer(), [""]))[0]
     for step in range(recipe.unet_steps):
         drawn = known.rows(torch.randint(len(known.image), (recipe.unet_batch,), generator=generator))
@@ -134,18 +147,11 @@ def train_unet(known: Pictures, text_encoder: Any, seed: int, recipe: Recipe) ->
     return unet.eval()
 
 
-def _tokens_of_cells(template: str = _canvas_model.PROMPT) -> torch.Tensor:
-    """(48, LENGTH) tokens of the prompt of each style and object, styles outermost."""
-    numbers = [(s, o) for s in range(len(STYLES)) for o in range(len(OBJECTS))]
-    texts = _canvas_model.prompts(*zip(*numbers, strict=True), template)
-    return _canvas_model.tokens(_canvas_model.tokenizer(), texts)
-
-
 # ---------------------------------------------------------------- classifiers
 
 
 def new_classifier(kind: str, seed: int = 0) -> Any:
-    """An untrained classifier of styles and objects, (N, 3, 16, 16) -> (N, 8 + 6) logits.
+    """An untrained classifier of styles and objects, (N, 3, 16, 16) -> (N, 10 + 8) logits.
 
     Args:
         kind: `convolution` or `attention`: two that fail differently.

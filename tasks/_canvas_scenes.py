@@ -1,4 +1,6 @@
-"""Draws small pictures of one of six objects in one of eight styles: what the models of `canvas` learn and classifiers name.
+"""Draws small pictures of one of eight objects in one of ten styles: what the models of `canvas` learn and classifiers name.
+
+Eight of the styles and six of the objects are for testing, the others for development and tuning.
 
 Every picture has its own place, size, angle, colour, pattern phase and noise. Each object can be told in each style, and
 each style on each object: an object in a style it does not survive would look forgotten for free.
@@ -13,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-STYLES = ("plain", "dots", "stripes", "neon", "mosaic", "ink", "warm", "night")
-OBJECTS = ("ball", "box", "triangle", "ring", "cross", "bars")
+STYLES = ("plain", "dots", "stripes", "neon", "mosaic", "ink", "warm", "night", "chalk", "blueprint")
+OBJECTS = ("ball", "box", "triangle", "ring", "cross", "bars", "moon", "star")
 SIDE, FINE = 16, 4
 """Pixels along a side, and points drawn along a pixel: edges are grey, which tells a ball from a box at this size."""
 NOISE = 0.02
@@ -102,7 +104,7 @@ def _box(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 def _triangle(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
     slanted = 0.866 * np.abs(u) - 0.5 * v
-    return np.maximum(slanted, v) - 0.62 * size - 0.0 * u
+    return np.maximum(slanted, v) - 0.62 * size
 
 
 def _ring(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -119,6 +121,18 @@ def _bars(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(np.abs(u) - 0.62 * size) - 0.3 * size, np.abs(v) - size)
 
 
+def _moon(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
+    return np.maximum(np.hypot(u, v) - size, 0.85 * size - np.hypot(u - 0.55 * size, v))
+
+
+def _star(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Of five points: one side of them after another, as the angle goes round."""
+    fifth = np.arctan2(u, -v) % (2 * np.pi / 5)
+    bend = np.abs(fifth - np.pi / 5)  # 0 between two points
+    slope = 1.25
+    return np.hypot(u, v) * (np.cos(bend) + slope * (np.pi / 5 - bend)) - 0.9 * size
+
+
 _OBJECTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "ball": _ball,
     "box": _box,
@@ -126,6 +140,8 @@ _OBJECTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
     "ring": _ring,
     "cross": _cross,
     "bars": _bars,
+    "moon": _moon,
+    "star": _star,
 }
 """Signed distances to the outline, negative inside, in halves of a side; exact enough to draw a line of even width."""
 
@@ -209,6 +225,24 @@ def _night(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
     return _over(ground, inside, 0.35 * scene.colour + np.array((0.42, 0.46, 0.60)))
 
 
+def _chalk(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """Pale strokes on a green board, the object filled in thinly."""
+    gx, gy = _grid()
+    stroke = ((gx - gy) / 0.25 + scene.phase[:, 0, None, None]) % 1 < 0.5
+    cover = np.where(edge & inside, 0.95, np.where(inside & stroke, 0.6, np.where(inside, 0.3, 0.0)))[..., None]
+    pale = 0.75 + 0.25 * scene.colour[:, None, None, :]
+    return cover * pale + (1 - cover) * np.array((0.12, 0.30, 0.20))
+
+
+def _blueprint(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """White outlines on blue squared paper."""
+    gx, gy = _grid()
+    line = [((g / 0.5 + scene.phase[:, i, None, None]) % 1) < 0.2 for i, g in enumerate((gx, gy))]
+    ground = np.where((line[0] | line[1])[..., None], np.array((0.40, 0.58, 0.90)), np.array((0.16, 0.36, 0.78)))
+    ground = np.where(inside[..., None], ground * 0.55 + 0.4, ground)
+    return np.where((edge & inside)[..., None], 0.97, ground)
+
+
 _STYLES: dict[str, Callable[[Scene, np.ndarray, np.ndarray], np.ndarray]] = {
     "plain": _plain,
     "dots": _dots,
@@ -218,4 +252,6 @@ _STYLES: dict[str, Callable[[Scene, np.ndarray, np.ndarray], np.ndarray]] = {
     "ink": _ink,
     "warm": _warm,
     "night": _night,
+    "chalk": _chalk,
+    "blueprint": _blueprint,
 }

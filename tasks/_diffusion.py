@@ -1,7 +1,9 @@
 """Text-to-image models as methods and metrics meet them: the parts of a Stable Diffusion pipeline of diffusers.
 
 What is edited is a `ModuleDict` of the text encoder (`text`) and the U-Net (`unet`); autoencoder, tokenizer and scheduler
-are no method's to change and stay with the objective. The same code serves a pipeline of 16 pixels and one of 512.
+are no method's to change and stay with the objective. Denoising trains the U-Net, as it does in Stable Diffusion, whose
+text encoder comes from a CLIP; by that CLIP's loss a method can edit it (`Denoising.contrast`). The same code serves a
+pipeline of 16 pixels and one of 512.
 
 Legend for array shapes: B pictures, T tokens, C candidates, D width of the text.
 """
@@ -26,15 +28,15 @@ KIND = "diffusion"
 
 
 def editable(pipeline: StableDiffusionPipeline) -> Model:
-    """What methods are given of a pipeline: its text encoder and its U-Net, in eval mode."""
+    """What methods are given of a pipeline: its text encoder, which takes no gradient, and its U-Net; in eval mode."""
     from torch import nn
 
-    return nn.ModuleDict({"text": pipeline.text_encoder, "unet": pipeline.unet}).eval()
+    return nn.ModuleDict({"text": pipeline.text_encoder.requires_grad_(False), "unet": pipeline.unet}).eval()
 
 
 def with_model(pipeline: StableDiffusionPipeline, model: Model) -> StableDiffusionPipeline:
     """A pipeline that samples from an edited model; all other parts are shared."""
-    parts = {**pipeline.components, "text_encoder": model["text"], "unet": model["unet"]}
+    parts = {**pipeline.components, "text_encoder": model.get_submodule("text"), "unet": model.get_submodule("unet")}
     made = type(pipeline)(**parts, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
@@ -83,7 +85,8 @@ def to_latents(vae: Any, image: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Denoising:
-    """`Objective` of a text-to-image model: batches hold `image` (B, 3, H, W) from -1 to 1 and `text` (B, T).
+    """`Objective` of a text-to-image model: batches hold `image` (B, 3, H, W) from -1 to 1, `text` (B, T), `label` (B,) in
+    the targets' domain, and `cell` (B,), which says what else is in the picture.
 
     Times and noise are drawn from a generator of the objective's own: the same for every method that asks as often.
     """
@@ -93,11 +96,13 @@ class Denoising:
     nothing: torch.Tensor
     """(1, T) tokens of the empty prompt."""
     candidates: torch.Tensor
-    """(C, T) tokens of a prompt for each concept of the targets' kind, the others of their domain among them."""
-    others: Mapping[int, torch.Tensor]
-    """By label, (n, T) tokens of what a picture of it may be said to be instead; in relabelling each is as likely."""
+    """(cells, C, T) tokens of a cell's prompt with each concept of the targets' domain in its place."""
+    kept: torch.Tensor
+    """(k,) labels that are no target: what a picture may be said to be instead."""
     filters: Mapping[str, Sequence[int]]
     """By target the tokens that name it, for the control that leaves them out."""
+    contrast: Contrast
+    """The objective of the CLIP that the text encoder is of."""
     seed: int = 0
     kind: str = KIND
     _generator: Any = field(default=None, repr=False)
@@ -119,19 +124,13 @@ class Denoising:
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         last = self.scheduler.config.num_train_timesteps
         time = torch.randint(last, (len(latents),), generator=generator).to(latents.device)
-        said = model["text"](text)[0]
-        predicted = model["unet"](self.scheduler.add_noise(latents, noise, time), time, said).sample
+        said = model.get_submodule("text")(text)[0]
+        predicted = model.get_submodule("unet")(self.scheduler.add_noise(latents, noise, time), time, said).sample
         return (predicted - self._wanted(latents, noise, time)).square().flatten(1).mean(1)
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The same pictures under the prompt of another concept."""
-        import torch
-
-        text = batch["text"].clone()
-        for i, label in enumerate(batch["label"].tolist()):
-            choices = self.others[label]
-            text[i] = choices[torch.randint(len(choices), (), generator=generator)].to(text.device)
-        return {**batch, "text": text}
+        """The same pictures under their prompts with another, retained concept in the place of theirs."""
+        return relabelled(batch, self.candidates, self.kept, generator)
 
     def logits(self, model: Model, batch: Batch) -> torch.Tensor:
         """(B, C) minus the error under each candidate's prompt, the same times and noise for all: a diffusion classifier.
@@ -142,16 +141,15 @@ class Denoising:
         import torch
 
         columns = []
-        for tokens in self.candidates.to(batch["image"].device):
+        for tokens in self.candidates[batch["cell"].cpu()].to(batch["image"].device).unbind(1):
             draws = torch.Generator().manual_seed(self.seed)
-            errors = [self.error(model, batch, tokens.expand(len(batch["image"]), -1), draws) for _ in range(LOOKS)]
+            errors = [self.error(model, batch, tokens, draws) for _ in range(LOOKS)]
             columns.append(-torch.stack(errors).mean(0))
         return torch.stack(columns, dim=1)
 
     def weights(self, model: Model) -> dict[str, list[str]]:
-        """The towers `text` and `unet`."""
-        towers = {tower: [f"{tower}.{name}" for name, _ in model[tower].named_parameters()] for tower in ("text", "unet")}
-        return {tower: names for tower, names in towers.items() if names}
+        """The U-Net's, in one tower: the text encoder is trained before it and left alone."""
+        return {"unet": [f"unet.{name}" for name, _ in model.get_submodule("unet").named_parameters()]}
 
     def masked(self, model: Model, targets: Sequence[str]) -> Model:
         """A copy that reads the empty prompt wherever a target is named: same weights, a filter before them."""
@@ -166,7 +164,7 @@ class Denoising:
             text = torch.where(hit[:, None], self.nothing.to(text), text)
             return ((text, *inputs[1:]), options) if inputs else (inputs, {**options, "input_ids": text})
 
-        copied["text"].register_forward_pre_hook(read, with_kwargs=True)
+        copied.get_submodule("text").register_forward_pre_hook(read, with_kwargs=True)
         return copied
 
     def _wanted(self, latents: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -183,6 +181,93 @@ class Denoising:
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.seed)
         return self._generator
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`Objective` of the CLIP whose text encoder a pipeline reads prompts by; its picture tower is no part of the model.
+
+    Pictures and prompts of one cell are positives of each other. `TwoTowers`, so that SLUG can take logical batches.
+    """
+
+    clip: Any
+    """transformers' `CLIPModel`; its own text encoder is not asked."""
+    candidates: torch.Tensor
+    """(cells, C, T), as of `Denoising`."""
+    kept: torch.Tensor
+    kind: str = "clip"
+
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """InfoNCE both ways, at the CLIP's temperature."""
+        return self.loss_of(model, self._embed(model, batch), batch)
+
+    def forget_loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Mean of 1 - cos(picture, its prompt), to be ascended."""
+        return self.forget_loss_of(model, self._embed(model, batch), batch)
+
+    def encode(self, model: Model, batch: Batch, tower: str) -> torch.Tensor:
+        """(B, D) unit embeddings of the pictures, by the CLIP, or of the prompts, by the model's text encoder."""
+        from torch.nn.functional import normalize
+
+        if tower == "vision":
+            pooled = self.clip.vision_model(pixel_values=batch["image"]).pooler_output
+            return normalize(self.clip.visual_projection(pooled), dim=-1)
+        return normalize(self.clip.text_projection(model.get_submodule("text")(batch["text"]).pooler_output), dim=-1)
+
+    def loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`loss`, given the embeddings of both towers."""
+        scale = self.clip.logit_scale.exp()
+        return contrastive_loss(scale * embedded["vision"] @ embedded["text"].T, batch["cell"])
+
+    def forget_loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`forget_loss`, given the embeddings of both towers."""
+        return (1 - (embedded["vision"] * embedded["text"]).sum(-1)).mean()
+
+    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The same pictures under their prompts with another, retained concept in the place of theirs."""
+        return relabelled(batch, self.candidates, self.kept, generator)
+
+    def logits(self, model: Model, batch: Batch) -> torch.Tensor:
+        """(B, C) scaled cosines with a picture's prompt under each concept of the targets' domain."""
+        import torch
+
+        prompts_BCT = self.candidates[batch["cell"].cpu()].to(batch["image"].device)
+        columns = [self.encode(model, {**batch, "text": tokens}, "text") for tokens in prompts_BCT.unbind(1)]
+        pictures_BD = self.encode(model, batch, "vision")
+        return self.clip.logit_scale.exp() * torch.stack([(pictures_BD * text).sum(-1) for text in columns], dim=1)
+
+    def weights(self, model: Model) -> dict[str, list[str]]:
+        """The text encoder's."""
+        return {"text": [f"text.{name}" for name, _ in model.get_submodule("text").named_parameters()]}
+
+    def masked(self, model: Model, targets: Sequence[str]) -> Model:
+        """Not offered: the control filters prompts, see `Denoising.masked`."""
+        raise UsageError("what is masked are the prompts of the whole model; ask its own objective.")
+
+    def _embed(self, model: Model, batch: Batch) -> dict[str, torch.Tensor]:
+        return {tower: self.encode(model, batch, tower) for tower in ("vision", "text")}
+
+
+def contrastive_loss(logits_BB: torch.Tensor, cell_B: torch.Tensor) -> torch.Tensor:
+    """InfoNCE both ways; pictures and prompts of one cell are positives of each other, all of equal weight."""
+    import torch
+
+    same = (cell_B[:, None] == cell_B[None]).float()
+    same = same / same.sum(1, keepdim=True)
+    rows, columns = ((same * torch.log_softmax(logits, 1)).sum(1).mean() for logits in (logits_BB, logits_BB.T))
+    return -(rows + columns) / 2
+
+
+def relabelled(batch: Batch, candidates: torch.Tensor, kept: torch.Tensor, generator: torch.Generator) -> Batch:
+    """A batch whose pictures are said to be of another label, any retained one being as likely."""
+    import torch
+
+    label, cell = batch["label"].cpu(), batch["cell"].cpu()
+    drawn = kept[torch.randint(len(kept), (len(label),), generator=generator)]
+    clash = drawn == label  # only where a retained picture is relabelled
+    drawn[clash] = kept[(torch.searchsorted(kept, drawn[clash]) + 1) % len(kept)]
+    said = {"label": drawn, "text": candidates[cell, drawn]}
+    return {**batch, **{name: column.to(batch[name].device) for name, column in said.items()}}
 
 
 LOOKS = 4
