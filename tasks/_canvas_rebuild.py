@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BASE_SEEDS = (0, 1)
 N_ORACLES = 2
-SHIPPED = ("plain", "ball")
+SHIPPED = ("neon", "ball")
 """Requests whose oracles ship as weights: those of the suite `quick`."""
 
 
@@ -155,9 +155,8 @@ def _note(folder: Path, name: str, pipeline: Any, model: Model, cell: np.ndarray
 
 
 def _small(column: np.ndarray) -> np.ndarray:
-    return column.astype(
-        np.float32 if column.dtype == np.float64 else column.dtype if column.dtype.kind != "i" else np.int16
-    )
+    kinds = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int16}
+    return column.astype(kinds.get(column.dtype, column.dtype))
 
 
 def _whole(path: Path, write: Callable[[Path], None]) -> None:

@@ -58,13 +58,13 @@ def draw(style: np.ndarray, thing: np.ndarray, rng: np.random.Generator) -> np.n
 
 
 def drawn_scene(n: int, rng: np.random.Generator) -> Scene:
-    """What varies, drawn: places within an eighth of the middle, sizes from 0.5 to 0.72 of half a side, 15 degrees either
-    way, and the palette's colours a little lighter or darker."""
+    """What varies, drawn: places within a pixel or so of the middle, sizes of half a side, 15 degrees either way, and the
+    palette's colours a little lighter or darker."""
     colour = COLOURS[rng.integers(len(COLOURS), size=n)] + rng.uniform(-0.07, 0.07, (n, 3))
     return Scene(
         rng.uniform(-0.16, 0.16, n),
         rng.uniform(-0.16, 0.16, n),
-        rng.uniform(0.55, 0.75, n),
+        rng.uniform(0.52, 0.72, n),
         rng.uniform(-0.26, 0.26, n),
         np.clip(colour, 0, 1),
         rng.random((n, 2)),
@@ -99,7 +99,7 @@ def _ball(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def _box(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.92 * size
+    return np.maximum(np.abs(u), np.abs(v)) - size
 
 
 def _triangle(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
