@@ -621,7 +621,11 @@ def doctor(arguments: argparse.Namespace) -> int:
     missing = False
     for name, task in tasks.items():
         print(f"{name}:")
-        for wanted in task.wanted():
+        files = task.wanted()
+        if not arguments.task:  # of all tasks what is there is counted
+            print(f"  found   {sum(wanted.found for wanted in files)} of {len(files)}")
+            files = [wanted for wanted in files if not wanted.found]
+        for wanted in files:
             missing |= not wanted.found
             print(f"  {'found  ' if wanted.found else 'MISSING'} {wanted.path}: {wanted.note}")
     if missing:

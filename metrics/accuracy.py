@@ -29,22 +29,25 @@ class ZeroShot:
     """
 
     def __call__(self, outcome: Outcome) -> list[Value]:
-        """Values `fa@1 fa@5 fa_worst ra@1 ra_near@1 ra_far@1 near_gap util@1 hold_id`: accuracies in [0, 1], the gap in
-        [-2, 2], and `hold_id` in [-1, 1], best where the retrained models' is."""
+        """Values `fa@1 fa@5 fa_worst ra@1 ra@5 ra_near@1 ra_far@1 near_gap util@1 util@5 hold_id`: accuracies in [0, 1], the
+        gap in [-2, 2], and `hold_id` in [-1, 1], best where the retrained models' is."""
         if outcome.trial.request.objective.kind != "clip":
             return []
         q, chance = outcome.trial.questions, 1 / outcome.trial.n_classes
         retain, near, utility = q["split"] == "retain", q["near"].astype(bool), q["split"] == "utility"
+        # the other task has its own candidates: as many as it has labels
+        of_utility = 1 / max(1, len(np.unique(q["label"][utility])))
         return [
             _top(outcome, "fa@1", q["split"] == "forget", chance=chance, better="oracle"),
             _top(outcome, "fa@5", q["split"] == "forget", k=5, chance=min(1.0, 5 * chance), better="oracle"),
             *fa_worst(outcome, chance),
             _top(outcome, "ra@1", retain, chance=chance),
+            _top(outcome, "ra@5", retain, k=5, chance=min(1.0, 5 * chance)),
             _top(outcome, "ra_near@1", retain & near, chance=chance),
             _top(outcome, "ra_far@1", retain & ~near, chance=chance),
             near_gap(outcome),
-            # the other task has its own candidates: as many as it has labels
-            _top(outcome, "util@1", utility, chance=1 / max(1, len(np.unique(q["label"][utility])))),
+            _top(outcome, "util@1", utility, chance=of_utility),
+            _top(outcome, "util@5", utility, k=5, chance=min(1.0, 5 * of_utility)),
             hold_id(outcome),
         ]
 

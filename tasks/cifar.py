@@ -46,7 +46,7 @@ from slugbench.bench import (
     digest,
     task,
 )
-from slugbench.bench.artifacts import artifact_path, cache_dir
+from slugbench.bench.artifacts import artifact_path
 
 from ._cifar import ASKED_TO_LEARN_FROM as ASKED
 from ._cifar import (
@@ -100,13 +100,13 @@ VERSION = 1
 class _Cifar:
     """Forgetting a class, or random training images, of a classifier of one of the two data sets."""
 
-    data: str | None = None
-    """The folder that holds `cifar-10-batches-py` or `cifar-100-python`; None: `data` in the cache."""
+    data: str = "data"
+    """The folder that holds `cifar-10-batches-py` or `cifar-100-python`."""
     model: Literal["resnet18", "vgg16_bn"] = "resnet18"
     checkpoint: str | None = None
     """A file of weights to take for the base model; `{seed}` in its name stands for the base seed."""
     recipe: Literal["salun", "svd"] = "salun"
-    protocol: Literal["clean", "published"] = "clean"
+    protocol: Literal["default", "published"] = "default"
     oracles: NonNegativeInt = 3
     """Retrained models a request, each as long in training as the base model; 0 where that is too long."""
     augment: bool = True
@@ -199,7 +199,7 @@ class _Cifar:
     def wanted(self) -> list[Wanted]:
         """The data's files; then base models and oracles, whose place in the cache depends on the data."""
         facts, folder = self.facts, self._root() / self.facts.folder
-        how = f"no licence but a wish to be cited; from {facts.page}, or by `{self._command(download='true')}`"
+        how = f"from {facts.page}, or by `{self._command(download='true')}`"
         found = [
             Wanted(
                 folder / name, (folder / name).is_file(), f"{size or 'under 1'} MB, no licence but a wish to be cited; {how}"
@@ -281,7 +281,7 @@ class _Cifar:
     # ---------------------------------------------------------------- data
 
     def _root(self) -> Path:
-        return Path(self.data).expanduser() if self.data else cache_dir() / "data"
+        return Path(self.data).expanduser()
 
     def _folder(self) -> Path:
         """The folder of the data's files, all of which are there."""

@@ -93,11 +93,11 @@ VERSION = 1
 class ImageNetClass:
     """Forgetting one of 1,000 classes of a supervised ViT-B/16; no oracles."""
 
-    data: str | None = None
-    """The folder that holds `train/<wnid>` and `val/<wnid>`; None: `imagenet` in the working directory."""
+    data: str = "data/ImageNet"
+    """The folder that holds `train/<wnid>` and `val/<wnid>`."""
     checkpoint: str | None = None
     """A file of torchvision's ViT-B/16 weights; None: where torchvision keeps its own."""
-    protocol: Literal["clean", "published"] = "clean"
+    protocol: Literal["default", "published"] = "default"
     asked: PositiveInt = 10
     """Images of each kept class that are asked about, of `val` and of `train`; `published` asks all of `val`."""
     augment: bool = True
@@ -212,7 +212,7 @@ class ImageNetClass:
         return parts_of(files, target, asked=None if self.protocol == "published" else self.asked)
 
     def _root(self) -> Path:
-        return Path(self.data or "imagenet").expanduser()
+        return Path(self.data).expanduser()
 
     def _weights_path(self) -> Path:
         return Path(self.checkpoint).expanduser() if self.checkpoint else hub_folder() / WEIGHTS

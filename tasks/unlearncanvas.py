@@ -60,13 +60,13 @@ class UnlearnCanvas:
     A published average is over all 50 styles or 20 objects, of which the pool `test` has 44 and 16.
 
     Attributes:
-        root: folder with `checkpoints/cls_model/`, as released.
+        data: folder with `checkpoints/cls_model/`, as released.
         seeds: how many of the protocol's five seeds an answer set has, the first ones.
         side: pixels of an image's side.
         architecture: of the classifiers, by timm's name.
     """
 
-    root: str = "UnlearnCanvas"
+    data: str = "data/UnlearnCanvas"
     seeds: int = len(canvas.SEEDS)
     side: int = canvas.SIDE
     architecture: str = canvas.ARCHITECTURE
@@ -148,7 +148,7 @@ class UnlearnCanvas:
 
     @property
     def _checkpoints(self) -> Path:
-        return Path(self.root) / "checkpoints" / "cls_model"
+        return Path(self.data).expanduser() / "checkpoints" / "cls_model"
 
     def _classifiers(self, folder: Path | None, device: str) -> canvas.Classifiers:
         return canvas.Classifiers(folder or self._checkpoints, architecture=self.architecture, device=device)

@@ -30,6 +30,7 @@ def test_zero_shot_accuracies_are_macro_averages_worked_by_hand():
     got = by_name(ZeroShot()(outcome("clip", [0, 4, 0, 1, 0, 0, 3, 0, 7])))
     # ranks of kept units: 1 -> (1 + 0)/2, 2 -> 1, 3 -> 0
     expected = {"fa@1": 0.5, "fa@5": 1, "ra@1": 0.5, "ra_near@1": 0.5, "ra_far@1": 0.5, "near_gap": 0, "util@1": 0.5}
+    expected |= {"ra@5": 1, "util@5": 0.5}  # all kept ranks are below 5; of the utility's 0 and 7 one is
     assert {name: v.value for name, v in got.items()} == expected | {"hold_id": None}
     assert (got["fa@1"].chance, got["fa@5"].chance, got["util@1"].chance) == (0.05, 0.25, 0.5)
     assert (got["ra@1"].n_images, got["ra@1"].n_units) == (5, 3)

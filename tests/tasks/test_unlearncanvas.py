@@ -236,8 +236,8 @@ def test_a_checkpoint_that_is_none_or_runs_code_is_refused(tmp_path):
 
 def test_building_a_trial_says_which_checkpoint_is_missing(tmp_path):
     with pytest.raises(UsageError, match=r"the style classifier .*style50\.pth is missing"):
-        UnlearnCanvas(root=str(tmp_path)).build("Van_Gogh", 0)
-    assert [wanted.found for wanted in UnlearnCanvas(root=str(tmp_path)).wanted()] == [False, False]
+        UnlearnCanvas(data=str(tmp_path)).build("Van_Gogh", 0)
+    assert [wanted.found for wanted in UnlearnCanvas(data=str(tmp_path)).wanted()] == [False, False]
 
 
 def test_a_scored_trial_has_no_model_and_says_so(canvas_images, canvas_classifiers, tmp_path):
