@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 from pydantic import PositiveInt
 
-from slugbench.bench import Batch, Model, ReadsPrompts, Request, Scores, Split, TwoTowers, UsageError, method
+from slugbench.bench import Batch, Model, Request, Scores, Split, TextToImage, TwoTowers, UsageError, method
 
 from ._common import Allowance, Best, accumulating, generator_of, mean_gradients, preferred, taken
 from ._gradients import contrastive_gradients
@@ -167,7 +167,7 @@ class Slug:
         """
         allowance = Allowance(request)
         request.progress("prepare")
-        if isinstance(request.objective, ReadsPrompts):
+        if isinstance(request.objective, TextToImage):
             request = replace(request, objective=request.objective.contrast)
         concepts = [Concept(None, request.forget)]
         if len(request.targets) > 1 and not self.together:

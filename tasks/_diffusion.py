@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from slugbench.bench import Batch, Model, UsageError
+from slugbench.bench import Batch, Model, Noised, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -99,8 +99,10 @@ class Denoising:
     """(cells, C, T) tokens of a cell's prompt with each concept of the targets' domain in its place."""
     kept: torch.Tensor
     """(k,) labels that are no target: what a picture may be said to be instead."""
-    filters: Mapping[str, Sequence[int]]
-    """By target the tokens that name it, for the control that leaves them out."""
+    labels: Mapping[str, int]
+    """By target its label."""
+    named: Mapping[str, torch.Tensor]
+    """(T,) tokens of the bare name of every concept, of all domains."""
     contrast: Contrast
     """The objective of the CLIP that the text encoder is of."""
     seed: int = 0
@@ -117,6 +119,12 @@ class Denoising:
 
     def error(self, model: Model, batch: Batch, text: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
         """(B,) squared errors at a time and under noise drawn for each picture."""
+        state = self.noised(batch, draws)
+        assert state.wanted is not None
+        return (self.predict(model, state, text) - state.wanted).square().flatten(1).mean(1)
+
+    def noised(self, batch: Batch, draws: torch.Generator | None = None) -> Noised:
+        """Pictures at a time and under noise drawn for each, by the objective's own generator if no other is given."""
         import torch
 
         latents = to_latents(self.vae, batch["image"])
@@ -124,9 +132,41 @@ class Denoising:
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         last = self.scheduler.config.num_train_timesteps
         time = torch.randint(last, (len(latents),), generator=generator).to(latents.device)
-        said = model.get_submodule("text")(text)[0]
-        predicted = model.get_submodule("unet")(self.scheduler.add_noise(latents, noise, time), time, said).sample
-        return (predicted - self._wanted(latents, noise, time)).square().flatten(1).mean(1)
+        return Noised(self.scheduler.add_noise(latents, noise, time), time, self._wanted(latents, noise, time))
+
+    def predict(self, model: Model, state: Noised, text: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) what the U-Net says under that text; one text may stand for all."""
+        said = model.get_submodule("text")(text)[0].expand(len(state.latents), -1, -1)
+        return model.get_submodule("unet")(state.latents, state.time, said).sample
+
+    def drawn(self, model: Model, text: torch.Tensor, generator: torch.Generator, *, guidance: float) -> Noised:
+        """What the model has made of noise by one of `DRAWING_STEPS` times, drawn for the batch, guided to that text."""
+        import torch
+
+        config: Any = model.get_submodule("unet").config
+        shape = (len(text), config.in_channels, config.sample_size, config.sample_size)
+        latents = torch.randn(shape, generator=generator).to(text.device)
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(DRAWING_STEPS)
+        latents = latents * scheduler.init_noise_sigma
+        until = int(torch.randint(DRAWING_STEPS, (), generator=generator))
+        with torch.no_grad():
+            for time in scheduler.timesteps[:until]:
+                state = Noised(latents, time.expand(len(text)).to(text.device))
+                without, under = (self.predict(model, state, said) for said in (self.nothing.to(text.device), text))
+                latents = scheduler.step(without + guidance * (under - without), time, latents).prev_sample
+        return Noised(latents, scheduler.timesteps[until].expand(len(text)).to(text.device))
+
+    def said(self, batch: Batch, target: str) -> torch.Tensor:
+        """(B, T) the prompts of a batch, with the target in the place of the concept of its domain."""
+        return self.candidates[batch["cell"].cpu(), self.labels[target]].to(batch["text"].device)
+
+    def names(self, targets: Sequence[str] | None = None) -> torch.Tensor:
+        """(n, T) the bare names of those targets, or of all that is no target."""
+        import torch
+
+        wanted = [name for name in self.named if name not in self.labels] if targets is None else targets
+        return torch.stack([self.named[name] for name in wanted])
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The same pictures under their prompts with another, retained concept in the place of theirs."""
@@ -155,7 +195,7 @@ class Denoising:
         """A copy that reads the empty prompt wherever a target is named: same weights, a filter before them."""
         import torch
 
-        named = [torch.tensor(self.filters[target]) for target in targets]
+        named = [_words(self.named[target]) for target in targets]
         copied = copy.deepcopy(model)
 
         def read(module: Model, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> Any:
@@ -272,6 +312,18 @@ def relabelled(batch: Batch, candidates: torch.Tensor, kept: torch.Tensor, gener
 
 LOOKS = 4
 """Times and noises that `logits` averages over."""
+
+
+DRAWING_STEPS = 20
+"""Of `Denoising.drawn`; a mean of half of them is taken."""
+
+
+def _words(name_T: torch.Tensor) -> torch.Tensor:
+    """The tokens of a name between start and end."""
+    import torch
+
+    end = int(torch.nonzero(name_T == name_T[-1])[0, 0])  # what it is padded with
+    return name_T[1:end]
 
 
 def _holds(text_BT: torch.Tensor, words_W: torch.Tensor) -> torch.Tensor:

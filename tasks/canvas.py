@@ -195,10 +195,16 @@ def _objective(pipeline: StableDiffusionPipeline, seed: int, target: Target) -> 
 
     kept = torch.tensor([label for label in range(len(DOMAINS[target.domain])) if label != target.number])
     candidates = _candidates(target.domain)
-    words = tokenizer()(target.name).input_ids[1:-1]
     nothing = tokens(tokenizer(), [""])
     contrast = Contrast(models.base_clip(seed), candidates, kept)
-    return Denoising(pipeline.vae, pipeline.scheduler, nothing, candidates, kept, {target.name: words}, contrast)
+    labels = {target.name: target.number}
+    return Denoising(pipeline.vae, pipeline.scheduler, nothing, candidates, kept, labels, bare_names(), contrast)
+
+
+def bare_names() -> dict[str, torch.Tensor]:
+    """(T,) tokens of every style's and object's name alone."""
+    names = (*STYLES, *OBJECTS)
+    return dict(zip(names, tokens(tokenizer(), names), strict=True))
 
 
 @cache

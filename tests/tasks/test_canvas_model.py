@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from slugbench.bench import TwoTowers
-from slugbench.bench.types import ReadsPrompts
+from slugbench.bench import TextToImage, TwoTowers
 from slugbench.tasks import _canvas_answers, _canvas_model, _canvas_recipe, _canvas_scenes
 from slugbench.tasks._canvas_answers import Target
 from slugbench.tasks._canvas_scenes import OBJECTS, STYLES
-from slugbench.tasks._diffusion import Contrast, Denoising, editable, generate, to_latents, with_model
-from slugbench.tasks.canvas import _candidates
+from slugbench.tasks._diffusion import editable, generate, to_latents, with_model
+
+from ..canvas_toys import batch, objective, pipeline
 
 CELLS = len(STYLES) * len(OBJECTS)
-
-
-@cache
-def clip():
-    return _canvas_model.new_clip(0).eval()
-
-
-def pipeline(seed=0):
-    made = _canvas_model.new_pipeline(_canvas_model.new_clip(seed).text_model.eval(), _canvas_model.new_unet(seed).eval())
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def objective(made, domain="style", target=3):
-    kept = torch.tensor([i for i in range(len(_canvas_answers.DOMAINS[domain])) if i != target])
-    candidates, tokenizer = _candidates(domain), _canvas_model.tokenizer()
-    name = _canvas_answers.DOMAINS[domain][target]
-    words = {name: tokenizer(name).input_ids[1:-1]}
-    nothing = _canvas_model.tokens(tokenizer, [""])
-    return Denoising(made.vae, made.scheduler, nothing, candidates, kept, words, Contrast(clip(), candidates, kept))
-
-
-def batch(n=6, domain="style"):
-    known = _canvas_recipe.pictures("validation").rows(torch.arange(0, 13 * n, 13))
-    cell = known.style * len(OBJECTS) + known.object
-    columns = {"image": known.image, "text": _canvas_recipe.tokens_of_cells()[cell], "cell": cell}
-    return {**columns, "label": getattr(known, domain), "index": torch.arange(n)}
 
 
 # ---------------------------------------------------------------- pictures and prompts
@@ -197,9 +169,9 @@ def test_the_control_reads_no_prompt_that_names_the_target():
 def test_the_text_encoder_is_edited_by_the_loss_of_its_clip():
     made = pipeline()
     told, given, model = objective(made), batch(), editable(made)
-    assert isinstance(told, ReadsPrompts) and isinstance(told.contrast, TwoTowers)
+    assert isinstance(told, TextToImage) and isinstance(told.contrast, TwoTowers)
     with torch.no_grad():
-        by_transformers = clip()(input_ids=given["text"], pixel_values=given["image"])
+        by_transformers = _canvas_model.new_clip(0).eval()(input_ids=given["text"], pixel_values=given["image"])
         cosines = cosine_similarity(by_transformers.image_embeds, by_transformers.text_embeds)
         # the pipeline's text encoder is of a CLIP of the same seed
         assert float(told.contrast.forget_loss(model, given)) == pytest.approx(float((1 - cosines).mean()), rel=1e-5)
