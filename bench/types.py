@@ -318,6 +318,8 @@ class Trial:
     are in none of its splits, those after it are among what it retains."""
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of a model that makes images: by domain the names of its classes, in the order of their numbers."""
+    real: np.ndarray | None = None
+    """(M, D) features of real pictures of the retained concepts, as the column `features` of the answers."""
     method_seed: int = 0
     """Set by the runner; the control `oracle` is oracle number `method_seed`."""
 

@@ -113,14 +113,23 @@ def _classified(image: torch.Tensor) -> Answers:
 
     first, second = (classifier(kind) for kind in recipe.CLASSIFIERS)
     shown = image.cpu().clamp(0, 1)
-    features = first[:-1](shown * 2 - 1)
-    found: Answers = {"image": (shown * 255).round().byte().numpy(), "features": features.numpy().astype(np.float16)}
-    for prefix, logits in (("", first[-1](features)), ("second_", second(shown * 2 - 1))):
+    before_last = first[:-1](shown * 2 - 1)
+    found: Answers = {"image": (shown * 255).round().byte().numpy(), "features": before_last.numpy().astype(np.float16)}
+    for prefix, logits in (("", first[-1](before_last)), ("second_", second(shown * 2 - 1))):
         for domain, columns in zip(DOMAINS, logits.double().split([len(STYLES), len(OBJECTS)], dim=1), strict=True):
             found[f"{prefix}{domain}"] = columns.argmax(1).numpy()
             if not prefix:
                 found[f"{domain}_log_p"] = torch.log_softmax(columns, 1).numpy()
     return found
+
+
+def features(image: torch.Tensor) -> np.ndarray:
+    """(N, 96) of pictures from -1 to 1, by the first classifier before its last layer."""
+    import torch
+
+    with torch.no_grad():
+        found: np.ndarray = classifier(recipe.CLASSIFIERS[0])[:-1](image).numpy()
+    return found.astype(np.float16)
 
 
 def seen(found: Answers, asked: Asked) -> Answers:

@@ -50,6 +50,7 @@ from ._canvas_answers import (
     answers,
     ask,
     classifier_file,
+    features,
     grid,
     seen,
 )
@@ -114,6 +115,7 @@ class Canvas:
             joint=False,
             original_model=lambda: editable(models.base(seed)),
             classes=DOMAINS,
+            real=_real(target),
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
@@ -244,6 +246,14 @@ def _stored(name: str, asked: Asked) -> Answers:
     place = {key: row for row, key in enumerate(zip(stored.pop("cell"), stored.pop("seed"), strict=True))}
     rows = [place[key] for key in zip(asked.cell, asked.questions["seed"], strict=True)]
     return seen({name: column[rows] for name, column in stored.items()}, asked)
+
+
+@cache
+def _real(target: Target) -> np.ndarray:
+    """Features of fresh pictures without the target."""
+    known = recipe.pictures("test")
+    shown = known.image[getattr(known, target.domain) != target.number]
+    return features(shown)
 
 
 def validate(pipeline: StableDiffusionPipeline, target: Target, model: Model, *, retain: bool = True) -> Scores:

@@ -165,6 +165,29 @@ def test_names_to_be_kept_are_all_but_the_target():
     assert not (request.objective.names() == request.objective.names(("neon",))).all(1).any()
 
 
+# ---------------------------------------------------------------- projections
+
+
+def test_deep_unlearning_projects_what_prompts_are_read_by():
+    """W (I - Mf + Mr Mf) with the projections of all prompts' embeddings, summed here in one go."""
+    from slugbench.methods.svd import DeepUnlearning, projection
+
+    request = neon_request(0.9, 0.0)
+    text, before = request.model.get_submodule("text"), state(request.model)
+    with torch.no_grad():
+        grams = []
+        for split in (request.forget, request.retain):
+            said = torch.cat([text(batch["text"])[0] for batch in split.batches(64)]).flatten(0, 1).double()
+            grams.append(said.T @ said)
+    m_forget, m_retain = projection(grams[0], 3.0), projection(grams[1], 100.0)
+    model = DeepUnlearning(alpha_forget=3.0, alpha_retain=100.0, samples=3000)(request)
+    names = changed(before, model)
+    assert names and all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in names)
+    for name in names:
+        expected = before[name].double() @ (torch.eye(64) - m_forget + m_retain @ m_forget)
+        torch.testing.assert_close(model.state_dict()[name].double(), expected, rtol=1e-3, atol=1e-5)
+
+
 # ---------------------------------------------------------------- the text encoder
 
 
