@@ -158,7 +158,7 @@ def _paper(n: int, colour: tuple[float, float, float]) -> np.ndarray:
 
 
 def _plain(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    return _over(_paper(len(inside), (0.93, 0.93, 0.93)), inside, scene.colour)
+    return _over(_paper(len(inside), (0.78, 0.78, 0.78)), inside, scene.colour)
 
 
 def _dots(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
@@ -171,10 +171,10 @@ def _dots(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
 
 
 def _stripes(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
-    """Slanting stripes of white and grey-blue."""
+    """Broad slanting stripes of white and blue."""
     gx, gy = _grid()
-    stripe = ((gx + gy) / 0.5 + scene.phase[:, 0, None, None]) % 1 < 0.5
-    ground = np.where(stripe[..., None], np.array((0.98, 0.98, 0.98)), np.array((0.60, 0.68, 0.80)))
+    stripe = ((gx + gy) / 0.8 + scene.phase[:, 0, None, None]) % 1 < 0.5
+    ground = np.where(stripe[..., None], np.array((0.98, 0.98, 0.98)), np.array((0.48, 0.60, 0.82)))
     return _over(ground, inside, scene.colour)
 
 

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 POOLS: dict[str, Pool] = {"chalk": "dev", "moon": "dev", "blueprint": "tune", "star": "tune"}
 """Of the targets that are not for testing, a style and an object each."""
-SEARCH_STEPS = 12
+SEARCH_STEPS = 8
 """Of sampling for validation, which methods ask for again and again."""
 
 
