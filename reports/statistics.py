@@ -35,6 +35,12 @@ class Estimate(NamedTuple):
     n_values: int
     """Cells that have a value."""
 
+    def within(self, least: float, most: float) -> Estimate:
+        """With its ends cut to what such a number can be: Student's t knows of no limits."""
+        if self.low is None or self.high is None:
+            return self
+        return self._replace(low=max(self.low, least), high=min(self.high, most))
+
 
 def estimate(cells: pd.DataFrame, *, center: Literal["mean", "median"] = "mean") -> Estimate:
     """Mean over method seeds, then over base seeds, then over requests, with its interval where there is one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -356,7 +357,7 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[st
         n_ok=n_ok,
         n_cells=n_cells,
         entries={},
-        distance=estimate(distances) if complete and axes else None,
+        distance=estimate(distances).within(0, math.inf) if complete and axes else None,
         failures={str(k): int(v) for k, v in failures.items()},
         valid=gate.valid,
         why=gate.why,
@@ -367,6 +368,8 @@ def _entry(line: Line, mine: pd.DataFrame, column: Column, notes: _Notes) -> Ent
     """A method's entry from its rows of the column's metric."""
     got = mine[mine["value"].notna()]
     result = estimate(mine, center="median" if column.is_cost else "mean")
+    if "chance" in got and got["chance"].notna().any():  # an accuracy, or an area under a curve
+        result = result.within(0, 1)
     marks: list[str] = []
     n_ok = line.n_ok
     if not line.complete:

@@ -142,3 +142,19 @@ def test_what_is_better_than_the_oracles_is_not_unlike_them_and_neither_is_what_
     assert unlike == {"higher": [True, False], "lower": [False, True], "oracle": [True, True]}
     wide = SimpleNamespace(value=0.6, better="oracle", **row | {"ci_low": 0.45, "ci_high": 0.7})
     assert not unlike_oracles(wide, 8) and not unlike_oracles(SimpleNamespace(value=0.9, better="oracle", **row), 1)
+
+
+def test_an_interval_is_cut_to_what_its_number_can_be():
+    """Of two base models 0.2 apart Student's t reaches far above 1."""
+    cells = pd.DataFrame(
+        [
+            {"request": f"r{r}", "base_seed": b, "value": 0.75 + 0.2 * b, "ci_low": np.nan, "ci_high": np.nan}
+            for r in range(8)
+            for b in range(2)
+        ]
+    )
+    found = estimate(cells)
+    assert found.high > 1 and found.low < 0.7
+    cut = found.within(0, 1)
+    assert cut.high == 1 and cut.low == max(found.low, 0) and cut.value == found.value
+    assert found._replace(low=None, high=None).within(0, 1).low is None
