@@ -131,6 +131,47 @@ class TwoTowers(Protocol):
         ...
 
 
+class Noised(NamedTuple):
+    """Pictures on the way between themselves and noise."""
+
+    latents: torch.Tensor
+    """(B, C, H, W)"""
+    time: torch.Tensor
+    """(B,) long."""
+    wanted: torch.Tensor | None = None
+    """(B, C, H, W) what a U-Net should predict of them, where that is known."""
+
+
+@runtime_checkable
+class TextToImage(Protocol):
+    """What an `Objective` of kind `diffusion` can do besides; `text` is (B, T) tokens, of whole prompts or of a name."""
+
+    contrast: Objective
+    """Of the CLIP whose text encoder reads the prompts, over the same batches; `weights` are those of the text encoder."""
+    nothing: torch.Tensor
+    """(1, T), the empty prompt."""
+
+    def noised(self, batch: Batch) -> Noised:
+        """Pictures at a time and under noise drawn for each."""
+        ...
+
+    def drawn(self, model: Model, text: torch.Tensor, generator: torch.Generator, *, guidance: float) -> Noised:
+        """What the model has made of noise by a time drawn for the batch, on the way to pictures of that text."""
+        ...
+
+    def predict(self, model: Model, state: Noised, text: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) what the U-Net says under that text."""
+        ...
+
+    def said(self, batch: Batch, target: str) -> torch.Tensor:
+        """The prompts of a batch, with a target in the place of the concept of its domain."""
+        ...
+
+    def names(self, targets: Sequence[str] | None = None) -> torch.Tensor:
+        """(n, T) the bare names of those targets, or of all that is no target."""
+        ...
+
+
 @dataclass(frozen=True)
 class Budget:
     """What one method may spend on one request. Never seconds, so that results do not depend on speed."""
@@ -277,6 +318,8 @@ class Trial:
     are in none of its splits, those after it are among what it retains."""
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of a model that makes images: by domain the names of its classes, in the order of their numbers."""
+    real: np.ndarray | None = None
+    """(M, D) features of real pictures of the retained concepts, as the column `features` of the answers."""
     method_seed: int = 0
     """Set by the runner; the control `oracle` is oracle number `method_seed`."""
 

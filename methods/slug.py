@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 from pydantic import PositiveInt
 
-from slugbench.bench import Batch, Model, Request, Scores, Split, TwoTowers, UsageError, method
+from slugbench.bench import Batch, Model, Request, Scores, Split, TextToImage, TwoTowers, UsageError, method
 
 from ._common import Allowance, Best, accumulating, generator_of, mean_gradients, preferred, taken
 from ._gradients import contrastive_gradients
@@ -108,7 +108,8 @@ class Slug:
     forgotten, then bisected to the smallest step that does it. The front's edits are compared on validation data.
     Several targets get an edit each, found independently of each other at the original weights, and the edits add up.
 
-    On a classifier the forget loss is the cross-entropy: an extension, the paper has none.
+    On a classifier the forget loss is the cross-entropy: an extension, the paper has none. Of a text-to-image model the text
+    encoder is edited, by the losses of the CLIP it is of, and validation looks at pictures drawn.
 
     Args:
         variant: `paper`; `openclip`: the retain loss sees full batches only, every evaluation of every search is a
@@ -166,6 +167,8 @@ class Slug:
         """
         allowance = Allowance(request)
         request.progress("prepare")
+        if isinstance(request.objective, TextToImage):
+            request = replace(request, objective=request.objective.contrast)
         concepts = [Concept(None, request.forget)]
         if len(request.targets) > 1 and not self.together:
             concepts = [Concept(target, request.forget.of(target)) for target in request.targets]

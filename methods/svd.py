@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from slugbench.bench import Batch, Model, Request, Scores, Split, TwoTowers, UsageError, method
+from slugbench.bench import Batch, Model, Request, Scores, Split, TextToImage, TwoTowers, UsageError, method
 
 from ._common import Allowance, Best, generator_of
+from ._cross_attention import reads
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,9 @@ class DeepUnlearning:
     with the unmodified model as a candidate.
 
     On CLIP it is the image tower that is projected: the text tower is the head of its zero-shot classifier, and
-    `both` projects it, too. Packed attention weights share one input space for queries, keys and values.
+    `both` projects it, too. Packed attention weights share one input space for queries, keys and values. Of a text-to-image
+    model the keys and values of the cross-attention are projected, whose inputs are the prompts: an extension, the paper
+    has none.
 
     `reference` gathers inputs as the authors' code does: the first samples of each retained class; of a feature map
     wider than three kernels one random window of three by three kernels, padded as if it were the whole map, which
@@ -113,6 +116,8 @@ class DeepUnlearning:
     def _towers(self, request: Request) -> tuple[dict[str, list[str]], Callable[[Batch], object]]:
         """The towers to be projected, and what runs them on a batch."""
         model, objective = request.model, request.objective
+        if isinstance(objective, TextToImage):
+            return {"unet": reads(model)}, lambda batch: objective.loss(model, batch)
         towers = objective.weights(model)
         if "vision" in towers:
             towers = {name: towers[name] for name in (("vision", "text") if self.both else ("vision",))}

@@ -86,6 +86,16 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
     (r"cra", "retain", "cross-domain retained accuracy", "Accuracy on the concepts of the other domain, on all prompts."),
     (r"cra_on", "retain", "the same, with the target", "On prompts with the target: the half of them that is to stay."),
     (r"cra_off", "retain", "the same, without the target", "On prompts without the target."),
+    (r"kid_(\w+)", "retain", "KID to {} pictures", "Unbiased kernel distance of retained prompts' pictures, polynomial."),
+    (r"cmmd_(\w+)", "retain", "CMMD to {} pictures", "The same with a Gaussian kernel, in thousandths."),
+    (r"fid", "retain", "Frechet distance", "Of 10,000 pictures and more."),
+    (
+        r"feature_shift",
+        "retain",
+        "shift at equal seeds",
+        "Cosine distance from the original's picture of that prompt and seed.",
+    ),
+    (r"clip_score", "retain", "CLIP score", "Mean cosine of retained pictures and their prompts."),
     (
         r"mia_sample",
         "privacy",

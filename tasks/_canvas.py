@@ -1,0 +1,301 @@
+"""Forgetting a style or an object that a small, real Stable Diffusion pipeline draws: ten styles, eight objects, 16 pixels.
+
+The embedded stand-in for UnlearnCanvas. Retraining takes some minutes, so models that never saw the target are at hand.
+What ships was made by `slugbench artifacts rebuild canvas` (`_canvas_recipe`); pictures are drawn by `_canvas_scenes`, the
+pipeline is put together in `_canvas_model`, and what methods see of it is in `_diffusion`.
+
+References:
+    Zhang et al., UnlearnCanvas: Enhanced Stylized Image Dataset for Benchmarking Machine Unlearning in Diffusion
+    Models, 2024 (the grid, the wording, UA, IRA and CRA).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from slugbench.bench import (
+    Answers,
+    Budget,
+    Gate,
+    Listed,
+    Model,
+    Request,
+    Scores,
+    Size,
+    TensorSplit,
+    Trial,
+    UsageError,
+    Validation,
+    Wanted,
+    digest,
+    file_digest,
+)
+from slugbench.bench.types import Pool
+
+from . import _canvas_rebuild as models
+from . import _canvas_recipe as recipe
+from ._canvas_answers import (
+    DOMAINS,
+    SEEDS,
+    Asked,
+    Target,
+    answers,
+    ask,
+    classifier_file,
+    features,
+    grid,
+    seen,
+)
+from ._canvas_model import prompts, tokenizer, tokens
+from ._canvas_scenes import OBJECTS, STYLES
+from ._diffusion import Contrast, Denoising, editable
+from ._gates import at_least, at_most
+from ._shipped import assets, load_answers
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+POOLS: dict[str, Pool] = {"chalk": "dev", "moon": "dev", "blueprint": "tune", "star": "tune"}
+"""Of the targets that are not for testing, a style and an object each."""
+SEARCH_STEPS = 8
+"""Of sampling for validation, which methods ask for again and again."""
+
+
+@dataclass(frozen=True)  # to be registered as the task `canvas` together with the models that it ships
+class Canvas:
+    """Forgetting one of eight styles or six objects that a small Stable Diffusion draws; no download, retrained oracles.
+
+    Attributes:
+        seeds: pictures of each prompt without the target, 1 or 2; there are three times as many with it. One makes 96 or 100
+            pictures a model.
+    """
+
+    seeds: int = 2
+
+    base_seeds: ClassVar[tuple[int, ...]] = models.BASE_SEEDS
+    preload: ClassVar[tuple[str, ...]] = ("diffusers", "transformers", "timm", "safetensors.torch")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.seeds <= SEEDS:
+            raise ValueError(f"seeds={self.seeds}; it may be 1 to {SEEDS}.")
+
+    def requests(self) -> tuple[Listed, ...]:
+        """Styles, then objects, each named after what is to be forgotten."""
+        return tuple(Listed(name, (name,), POOLS.get(name, "test")) for name in (*STYLES, *OBJECTS))
+
+    def sizes(self, request_id: str) -> dict[str, Size]:
+        """Pictures and concepts of the target's domain in each split."""
+        asked = grid(_target(request_id), self.seeds).questions
+        found = {str(name): asked["unit"][asked["split"] == name] for name in np.unique(asked["split"])}
+        return {name: Size(len(unit), len(np.unique(unit))) for name, unit in found.items()}
+
+    def build(self, request_id: str, base_seed: int) -> Trial:
+        """The trial of a request for one base model."""
+        target, seed = _target(request_id), _seed(base_seed)
+        asked, pipeline = grid(target, self.seeds), models.base(seed)
+        return Trial(
+            request=_asked_of(pipeline, seed, target),
+            questions=asked.questions,
+            answer=partial(answers, pipeline, asked),
+            original=_stored(f"base-{seed}", asked),
+            oracles=tuple(_stored(name, asked) for name in _oracles(request_id)),
+            oracle_model=partial(models.oracle, target),
+            n_classes=len(DOMAINS[target.domain]),
+            joint=False,
+            original_model=lambda: editable(models.base(seed)),
+            classes=DOMAINS,
+            real=_real(target),
+        )
+
+    def fingerprint(self, request_id: str, base_seed: int) -> str:
+        """Digest of the base pipeline, the classifiers, and the answers that ship."""
+        _target(request_id)
+        folder, seed = assets("canvas"), _seed(base_seed)
+        files = [*models.files_of(folder / f"base-{seed}"), *(classifier_file(folder, kind) for kind in recipe.CLASSIFIERS)]
+        files += [folder / f"{name}.npz" for name in (f"base-{seed}", *_oracles(request_id))]
+        return digest({"files": [file_digest(file) for file in files]})
+
+    def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
+        """Bases draw what they are asked for, oracles do not draw the target and all else as well; from shipped answers."""
+        found = []
+        for seed in base_seeds:
+            base = load_answers(assets("canvas") / f"base-{seed}.npz")
+            for domain, least in (("style", 0.95), ("object", 0.85)):
+                right = base[domain] == base[f"{domain}_asked"]
+                found.append(at_least(f"base {seed} draws the {domain} asked for: share", right.mean(), least))
+        for request_id in request_ids:
+            found += _request_gates(_target(request_id), base_seeds)
+        return found
+
+    def gates_after(self, frame: pd.DataFrame) -> list[Gate]:
+        """None yet that the table alone could tell."""
+        return []
+
+    def wanted(self) -> list[Wanted]:
+        """What ships with the package: base pipelines, classifiers, answers of bases and oracles, some oracles."""
+        folder, note = assets("canvas"), "ships with the package; `slugbench artifacts rebuild canvas` makes it anew"
+        files = [folder / f"base-{seed}" / "model_index.json" for seed in models.BASE_SEEDS]
+        files += [classifier_file(folder, kind) for kind in recipe.CLASSIFIERS]
+        files += [folder / f"base-{seed}.npz" for seed in models.BASE_SEEDS]
+        files += [folder / f"{name}.npz" for request in self.requests() for name in _oracles(request.id)]
+        return [Wanted(file, file.is_file(), note) for file in files]
+
+    def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
+        """Train everything anew: about four hours of one core."""
+        models.rebuild(folder, jobs=jobs)
+
+
+# ---------------------------------------------------------------- requests
+
+
+def _target(request_id: str) -> Target:
+    for domain, names in DOMAINS.items():
+        if request_id in names:
+            return Target(domain, names.index(request_id))
+    raise UsageError(f"canvas has no request '{request_id}'; it has {', '.join((*STYLES, *OBJECTS))}.")
+
+
+def _seed(seed: int) -> int:
+    if seed not in models.BASE_SEEDS:
+        raise UsageError(f"canvas has no base model of seed {seed}; it has {', '.join(map(str, models.BASE_SEEDS))}.")
+    return seed
+
+
+def _oracles(request_id: str) -> list[str]:
+    return [models.oracle_name(_target(request_id), s) for s in range(models.N_ORACLES)]
+
+
+def _asked_of(pipeline: StableDiffusionPipeline, seed: int, target: Target) -> Request:
+    n_classes, trained_for = len(DOMAINS[target.domain]), recipe.Recipe()
+    steps = trained_for.unet_steps // 4  # of what retraining takes: more would not be worth the while
+    return Request(
+        model=editable(pipeline),
+        targets=(target.name,),
+        forget=_split("train", target, forget=True),
+        retain=_split("train", target, forget=False),
+        validation=Validation(_split("validation", target, forget=True), _split("validation", target, forget=False)),
+        objective=_objective(pipeline, seed, target),
+        validate=partial(validate, pipeline, target),
+        budget=Budget(max_steps=steps, max_reads=steps * trained_for.unet_batch, max_evals=100),
+        goal=1 / n_classes,
+    )
+
+
+def _objective(pipeline: StableDiffusionPipeline, seed: int, target: Target) -> Denoising:
+    import torch
+
+    kept = torch.tensor([label for label in range(len(DOMAINS[target.domain])) if label != target.number])
+    candidates = _candidates(target.domain)
+    nothing = tokens(tokenizer(), [""])
+    contrast = Contrast(models.base_clip(seed), candidates, kept)
+    labels = {target.name: target.number}
+    return Denoising(pipeline.vae, pipeline.scheduler, nothing, candidates, kept, labels, bare_names(), contrast)
+
+
+def bare_names() -> dict[str, torch.Tensor]:
+    """(T,) tokens of every style's and object's name alone."""
+    names = (*STYLES, *OBJECTS)
+    return dict(zip(names, tokens(tokenizer(), names), strict=True))
+
+
+@cache
+def _candidates(domain: str) -> torch.Tensor:
+    """(cells, C, T) tokens of each cell's prompt with each class of a domain in the place of its own."""
+    import torch
+
+    style, thing = recipe.cells()
+    rows = []
+    for number in range(len(DOMAINS[domain])):
+        other = np.full_like(style, number)
+        rows.append(tokens(tokenizer(), prompts(*((other, thing) if domain == "style" else (style, other)))))
+    return torch.stack(rows, dim=1)
+
+
+# ---------------------------------------------------------------- data
+
+
+def _split(part: str, target: Target, *, forget: bool) -> TensorSplit:
+    """The pictures of a part that show the target, or the others."""
+    import torch
+
+    known = recipe.pictures(part)
+    label = getattr(known, target.domain)
+    mine = (label == target.number) == forget
+    known, label = known.rows(mine), label[mine]
+    cell = known.style * len(OBJECTS) + known.object
+    columns = {"image": known.image, "text": recipe.tokens_of_cells()[cell], "label": label, "cell": cell}
+    columns["index"] = torch.nonzero(mine)[:, 0]
+    names = DOMAINS[target.domain]
+    return TensorSplit(columns, {names[i]: torch.nonzero(label == i)[:, 0] for i in label.unique().tolist()})
+
+
+def _stored(name: str, asked: Asked) -> Answers:
+    """A model's shipped answers to those questions."""
+    stored = load_answers(assets("canvas") / f"{name}.npz")
+    place = {key: row for row, key in enumerate(zip(stored.pop("cell"), stored.pop("seed"), strict=True))}
+    rows = [place[key] for key in zip(asked.cell, asked.questions["seed"], strict=True)]
+    return seen({name: column[rows] for name, column in stored.items()}, asked)
+
+
+@cache
+def _real(target: Target) -> np.ndarray:
+    """Features of fresh pictures without the target."""
+    known = recipe.pictures("test")
+    shown = known.image[getattr(known, target.domain) != target.number]
+    return features(shown)
+
+
+def validate(pipeline: StableDiffusionPipeline, target: Target, model: Model, *, retain: bool = True) -> Scores:
+    """The share of pictures asked for with the target that show it, and of the others what share shows what was asked.
+
+    Two pictures of each prompt with the target, one of every second other prompt, from seeds that no question has; of the
+    latter half the style counts and half the object.
+    """
+    style, thing = recipe.cells()
+    own = (style if target.domain == "style" else thing) == target.number
+    forget = np.repeat(np.flatnonzero(own), 2)
+    others = np.flatnonzero(~own)[::2] if retain else np.array([], dtype=int)
+    cell = np.concatenate([forget, others])
+    found = ask(pipeline, model, cell, np.arange(len(cell)) + VALIDATION, steps=SEARCH_STEPS)
+    right = {"style": found["style"] == style[cell], "object": found["object"] == thing[cell]}
+    n = len(forget)
+    p = float(right[target.domain][:n].mean())
+    kept = float(np.mean([hits[n:].mean() for hits in right.values()])) if retain else math.nan
+    return Scores(p, kept, math.sqrt(p * (1 - p) / n))
+
+
+VALIDATION = 10**6
+"""Seeds of validation start here."""
+
+
+# ---------------------------------------------------------------- gates
+
+
+def _request_gates(target: Target, base_seeds: Sequence[int]) -> list[Gate]:
+    bases = [load_answers(assets("canvas") / f"base-{seed}.npz") for seed in base_seeds]
+    oracles = [load_answers(assets("canvas") / f"{name}.npz") for name in _oracles(target.name)]
+
+    def right(answers: Answers, domain: str, *, with_target: bool) -> float:
+        rows = (answers[f"{target.domain}_asked"] == target.number) == with_target
+        return float((answers[domain] == answers[f"{domain}_asked"])[rows].mean())
+
+    known = min(right(base, target.domain, with_target=True) for base in bases)
+    met = np.mean([right(oracle, target.domain, with_target=True) for oracle in oracles])
+    kept = [
+        np.mean([right(model, domain, with_target=False) for model in models for domain in DOMAINS])
+        for models in (bases, oracles)
+    ]
+    return [
+        at_least(f"{target.name}: every base draws it: share", known, 0.75),
+        at_most(f"{target.name}: oracle differs: share of prompts for it that show it", met, 0.2),
+        at_most(f"{target.name}: oracle keeps utility: accuracy it lost on the rest", kept[0] - kept[1], 0.05),
+    ]

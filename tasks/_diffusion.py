@@ -1,0 +1,332 @@
+"""Text-to-image models as methods and metrics meet them: the parts of a Stable Diffusion pipeline of diffusers.
+
+What is edited is a `ModuleDict` of the text encoder (`text`) and the U-Net (`unet`); autoencoder, tokenizer and scheduler
+are no method's to change and stay with the objective. Denoising trains the U-Net, as it does in Stable Diffusion, whose
+text encoder comes from a CLIP; by that CLIP's loss a method can edit it (`Denoising.contrast`). The same code serves a
+pipeline of 16 pixels and one of 512.
+
+Legend for array shapes: B pictures, T tokens, C candidates, D width of the text.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from slugbench.bench import Batch, Model, Noised, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+KIND = "diffusion"
+
+
+# ---------------------------------------------------------------- pipelines
+
+
+def editable(pipeline: StableDiffusionPipeline) -> Model:
+    """What methods are given of a pipeline: its text encoder, which takes no gradient, and its U-Net; in eval mode."""
+    from torch import nn
+
+    return nn.ModuleDict({"text": pipeline.text_encoder.requires_grad_(False), "unet": pipeline.unet}).eval()
+
+
+def with_model(pipeline: StableDiffusionPipeline, model: Model) -> StableDiffusionPipeline:
+    """A pipeline that samples from an edited model; all other parts are shared."""
+    parts = {**pipeline.components, "text_encoder": model.get_submodule("text"), "unet": model.get_submodule("unet")}
+    made = type(pipeline)(**parts, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def generate(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    batch: int,
+) -> Iterator[torch.Tensor]:
+    """Pictures (b, 3, H, W) from 0 to 1, in batches, each from a generator of its own.
+
+    What a prompt and a seed give depends on neither their neighbours nor the batch size, but for the order in which
+    floats are added up: 1e-6 of a picture at 16 pixels.
+    """
+    import torch
+
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    for start in range(0, len(prompts), batch):
+        some, own = prompts[start : start + batch], seeds[start : start + batch]
+        found = pipeline(
+            list(some),
+            generator=[torch.Generator().manual_seed(int(seed)) for seed in own],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=side,
+            width=side,
+            output_type="pt",
+        )
+        yield found.images.float()
+
+
+def to_latents(vae: Any, image: torch.Tensor) -> torch.Tensor:
+    """Latents of pictures from -1 to 1, as the U-Net is trained on: the mean of what the encoder says."""
+    found = vae.encode(image.to(vae.dtype))
+    latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+    return (latents * vae.config.scaling_factor).to(image.dtype)
+
+
+# ---------------------------------------------------------------- objective
+
+
+@dataclass
+class Denoising:
+    """`Objective` of a text-to-image model: batches hold `image` (B, 3, H, W) from -1 to 1, `text` (B, T), `label` (B,) in
+    the targets' domain, and `cell` (B,), which says what else is in the picture.
+
+    Times and noise are drawn from a generator of the objective's own: the same for every method that asks as often.
+    """
+
+    vae: Any
+    scheduler: Any
+    nothing: torch.Tensor
+    """(1, T) tokens of the empty prompt."""
+    candidates: torch.Tensor
+    """(cells, C, T) tokens of a cell's prompt with each concept of the targets' domain in its place."""
+    kept: torch.Tensor
+    """(k,) labels that are no target: what a picture may be said to be instead."""
+    labels: Mapping[str, int]
+    """By target its label."""
+    named: Mapping[str, torch.Tensor]
+    """(T,) tokens of the bare name of every concept, of all domains."""
+    contrast: Contrast
+    """The objective of the CLIP that the text encoder is of."""
+    seed: int = 0
+    kind: str = KIND
+    _generator: Any = field(default=None, repr=False)
+
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Mean squared error of what the U-Net predicts under the prompt: noise, or velocity, as it was trained."""
+        return self.error(model, batch, batch["text"]).mean()
+
+    def forget_loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """The same, which ascended makes prompts lead away from their pictures."""
+        return self.loss(model, batch)
+
+    def error(self, model: Model, batch: Batch, text: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
+        """(B,) squared errors at a time and under noise drawn for each picture."""
+        state = self.noised(batch, draws)
+        assert state.wanted is not None
+        return (self.predict(model, state, text) - state.wanted).square().flatten(1).mean(1)
+
+    def noised(self, batch: Batch, draws: torch.Generator | None = None) -> Noised:
+        """Pictures at a time and under noise drawn for each, by the objective's own generator if no other is given."""
+        import torch
+
+        latents = to_latents(self.vae, batch["image"])
+        generator = draws or self._draws()
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        last = self.scheduler.config.num_train_timesteps
+        time = torch.randint(last, (len(latents),), generator=generator).to(latents.device)
+        return Noised(self.scheduler.add_noise(latents, noise, time), time, self._wanted(latents, noise, time))
+
+    def predict(self, model: Model, state: Noised, text: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) what the U-Net says under that text; one text may stand for all."""
+        said = model.get_submodule("text")(text)[0].expand(len(state.latents), -1, -1)
+        return model.get_submodule("unet")(state.latents, state.time, said).sample
+
+    def drawn(self, model: Model, text: torch.Tensor, generator: torch.Generator, *, guidance: float) -> Noised:
+        """What the model has made of noise by one of `DRAWING_STEPS` times, drawn for the batch, guided to that text."""
+        import torch
+
+        config: Any = model.get_submodule("unet").config
+        shape = (len(text), config.in_channels, config.sample_size, config.sample_size)
+        latents = torch.randn(shape, generator=generator).to(text.device)
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(DRAWING_STEPS)
+        latents = latents * scheduler.init_noise_sigma
+        until = int(torch.randint(DRAWING_STEPS, (), generator=generator))
+        with torch.no_grad():
+            for time in scheduler.timesteps[:until]:
+                state = Noised(latents, time.expand(len(text)).to(text.device))
+                without, under = (self.predict(model, state, said) for said in (self.nothing.to(text.device), text))
+                latents = scheduler.step(without + guidance * (under - without), time, latents).prev_sample
+        return Noised(latents, scheduler.timesteps[until].expand(len(text)).to(text.device))
+
+    def said(self, batch: Batch, target: str) -> torch.Tensor:
+        """(B, T) the prompts of a batch, with the target in the place of the concept of its domain."""
+        return self.candidates[batch["cell"].cpu(), self.labels[target]].to(batch["text"].device)
+
+    def names(self, targets: Sequence[str] | None = None) -> torch.Tensor:
+        """(n, T) the bare names of those targets, or of all that is no target."""
+        import torch
+
+        wanted = [name for name in self.named if name not in self.labels] if targets is None else targets
+        return torch.stack([self.named[name] for name in wanted])
+
+    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The same pictures under their prompts with another, retained concept in the place of theirs."""
+        return relabelled(batch, self.candidates, self.kept, generator)
+
+    def logits(self, model: Model, batch: Batch) -> torch.Tensor:
+        """(B, C) minus the error under each candidate's prompt, the same times and noise for all: a diffusion classifier.
+
+        References:
+            Li et al., Your Diffusion Model is Secretly a Zero-Shot Classifier, 2023.
+        """
+        import torch
+
+        columns = []
+        for tokens in self.candidates[batch["cell"].cpu()].to(batch["image"].device).unbind(1):
+            draws = torch.Generator().manual_seed(self.seed)
+            errors = [self.error(model, batch, tokens, draws) for _ in range(LOOKS)]
+            columns.append(-torch.stack(errors).mean(0))
+        return torch.stack(columns, dim=1)
+
+    def weights(self, model: Model) -> dict[str, list[str]]:
+        """The U-Net's, in one tower: the text encoder is trained before it and left alone."""
+        return {"unet": [f"unet.{name}" for name, _ in model.get_submodule("unet").named_parameters()]}
+
+    def masked(self, model: Model, targets: Sequence[str]) -> Model:
+        """A copy that reads the empty prompt wherever a target is named: same weights, a filter before them."""
+        import torch
+
+        named = [_words(self.named[target]) for target in targets]
+        copied = copy.deepcopy(model)
+
+        def read(module: Model, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> Any:
+            text = inputs[0] if inputs else options["input_ids"]
+            hit = torch.stack([_holds(text, words.to(text.device)) for words in named]).any(0)
+            text = torch.where(hit[:, None], self.nothing.to(text), text)
+            return ((text, *inputs[1:]), options) if inputs else (inputs, {**options, "input_ids": text})
+
+        copied.get_submodule("text").register_forward_pre_hook(read, with_kwargs=True)
+        return copied
+
+    def _wanted(self, latents: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, time)
+        raise UsageError(f"the scheduler predicts '{kind}'; there are losses for epsilon and v_prediction.")
+
+    def _draws(self) -> torch.Generator:
+        import torch
+
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(self.seed)
+        return self._generator
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`Objective` of the CLIP whose text encoder a pipeline reads prompts by; its picture tower is no part of the model.
+
+    Pictures and prompts of one cell are positives of each other. `TwoTowers`, so that SLUG can take logical batches.
+    """
+
+    clip: Any
+    """transformers' `CLIPModel`; its own text encoder is not asked."""
+    candidates: torch.Tensor
+    """(cells, C, T), as of `Denoising`."""
+    kept: torch.Tensor
+    kind: str = "clip"
+
+    def loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """InfoNCE both ways, at the CLIP's temperature."""
+        return self.loss_of(model, self._embed(model, batch), batch)
+
+    def forget_loss(self, model: Model, batch: Batch) -> torch.Tensor:
+        """Mean of 1 - cos(picture, its prompt), to be ascended."""
+        return self.forget_loss_of(model, self._embed(model, batch), batch)
+
+    def encode(self, model: Model, batch: Batch, tower: str) -> torch.Tensor:
+        """(B, D) unit embeddings of the pictures, by the CLIP, or of the prompts, by the model's text encoder."""
+        from torch.nn.functional import normalize
+
+        if tower == "vision":
+            pooled = self.clip.vision_model(pixel_values=batch["image"]).pooler_output
+            return normalize(self.clip.visual_projection(pooled), dim=-1)
+        return normalize(self.clip.text_projection(model.get_submodule("text")(batch["text"]).pooler_output), dim=-1)
+
+    def loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`loss`, given the embeddings of both towers."""
+        scale = self.clip.logit_scale.exp()
+        return contrastive_loss(scale * embedded["vision"] @ embedded["text"].T, batch["cell"])
+
+    def forget_loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """`forget_loss`, given the embeddings of both towers."""
+        return (1 - (embedded["vision"] * embedded["text"]).sum(-1)).mean()
+
+    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The same pictures under their prompts with another, retained concept in the place of theirs."""
+        return relabelled(batch, self.candidates, self.kept, generator)
+
+    def logits(self, model: Model, batch: Batch) -> torch.Tensor:
+        """(B, C) scaled cosines with a picture's prompt under each concept of the targets' domain."""
+        import torch
+
+        prompts_BCT = self.candidates[batch["cell"].cpu()].to(batch["image"].device)
+        columns = [self.encode(model, {**batch, "text": tokens}, "text") for tokens in prompts_BCT.unbind(1)]
+        pictures_BD = self.encode(model, batch, "vision")
+        return self.clip.logit_scale.exp() * torch.stack([(pictures_BD * text).sum(-1) for text in columns], dim=1)
+
+    def weights(self, model: Model) -> dict[str, list[str]]:
+        """The text encoder's."""
+        return {"text": [f"text.{name}" for name, _ in model.get_submodule("text").named_parameters()]}
+
+    def masked(self, model: Model, targets: Sequence[str]) -> Model:
+        """Not offered: the control filters prompts, see `Denoising.masked`."""
+        raise UsageError("what is masked are the prompts of the whole model; ask its own objective.")
+
+    def _embed(self, model: Model, batch: Batch) -> dict[str, torch.Tensor]:
+        return {tower: self.encode(model, batch, tower) for tower in ("vision", "text")}
+
+
+def contrastive_loss(logits_BB: torch.Tensor, cell_B: torch.Tensor) -> torch.Tensor:
+    """InfoNCE both ways; pictures and prompts of one cell are positives of each other, all of equal weight."""
+    import torch
+
+    same = (cell_B[:, None] == cell_B[None]).float()
+    same = same / same.sum(1, keepdim=True)
+    rows, columns = ((same * torch.log_softmax(logits, 1)).sum(1).mean() for logits in (logits_BB, logits_BB.T))
+    return -(rows + columns) / 2
+
+
+def relabelled(batch: Batch, candidates: torch.Tensor, kept: torch.Tensor, generator: torch.Generator) -> Batch:
+    """A batch whose pictures are said to be of another label, any retained one being as likely."""
+    import torch
+
+    label, cell = batch["label"].cpu(), batch["cell"].cpu()
+    drawn = kept[torch.randint(len(kept), (len(label),), generator=generator)]
+    clash = drawn == label  # only where a retained picture is relabelled
+    drawn[clash] = kept[(torch.searchsorted(kept, drawn[clash]) + 1) % len(kept)]
+    said = {"label": drawn, "text": candidates[cell, drawn]}
+    return {**batch, **{name: column.to(batch[name].device) for name, column in said.items()}}
+
+
+LOOKS = 4
+"""Times and noises that `logits` averages over."""
+
+
+DRAWING_STEPS = 20
+"""Of `Denoising.drawn`; a mean of half of them is taken."""
+
+
+def _words(name_T: torch.Tensor) -> torch.Tensor:
+    """The tokens of a name between start and end."""
+    import torch
+
+    end = int(torch.nonzero(name_T == name_T[-1])[0, 0])  # what it is padded with
+    return name_T[1:end]
+
+
+def _holds(text_BT: torch.Tensor, words_W: torch.Tensor) -> torch.Tensor:
+    """(B,) whether those tokens stand in a row somewhere in a text."""
+    windows = text_BT.unfold(1, len(words_W), 1)
+    return (windows == words_W).all(-1).any(-1)

@@ -1,0 +1,212 @@
+"""The parts of `canvas` that need no training: pictures, prompts, the pipeline, and what methods are told of it."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from slugbench.bench import TextToImage, TwoTowers
+from slugbench.tasks import _canvas_answers, _canvas_model, _canvas_recipe, _canvas_scenes
+from slugbench.tasks._canvas_answers import Target
+from slugbench.tasks._canvas_scenes import OBJECTS, STYLES
+from slugbench.tasks._diffusion import editable, generate, to_latents, with_model
+
+from ..canvas_toys import batch, objective, pipeline
+
+CELLS = len(STYLES) * len(OBJECTS)
+
+
+# ---------------------------------------------------------------- pictures and prompts
+
+
+def test_pictures_come_from_their_seed_alone_and_fill_the_grid():
+    known = _canvas_recipe.pictures("test", 2)
+    again = _canvas_recipe.pictures.__wrapped__("test", 2)
+    assert torch.equal(known.image, again.image) and known.image.shape == (2 * CELLS, 3, 16, 16)
+    assert known.image.min() >= -1 and known.image.max() <= 1
+    assert len(set(zip(known.style.tolist(), known.object.tolist(), strict=True))) == CELLS
+    assert not torch.equal(known.image, _canvas_recipe.pictures("validation", 2).image)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_every_object_differs_from_every_other_in_every_style(name):
+    """Drawn in one place and size: a fifth of the pixels of an object's ground is another object's ground or none."""
+    n = len(OBJECTS)
+    still = _canvas_scenes.Scene(
+        *(np.zeros(n) for _ in "xy"), np.full(n, 0.65), np.zeros(n), np.zeros((n, 3)), np.zeros((n, 2))
+    )
+    inside, _ = _canvas_scenes._shapes(still, np.arange(n))
+    own = inside[OBJECTS.index(name)]
+    for other, shape in zip(OBJECTS, inside, strict=True):
+        if other != name:
+            assert (own ^ shape).sum() > 0.2 * (own | shape).sum(), other
+    assert 0.08 < own.mean() < 0.5
+
+
+def test_every_word_of_a_prompt_is_one_token_and_every_prompt_fits():
+    tokenizer = _canvas_model.tokenizer()
+    words = {w for text in _canvas_model.CAPTIONS for w in text.replace(".", " .").split() if "{" not in w}
+    assert all(len(tokenizer(word).input_ids) == 3 for word in (*words, *STYLES, *OBJECTS))
+    for template in _canvas_model.CAPTIONS:
+        tokens = _canvas_recipe.tokens_of_cells(template)
+        assert tokens.shape == (CELLS, _canvas_model.LENGTH) and len({tuple(row) for row in tokens.tolist()}) == CELLS
+        assert (tokens[:, -1] == 1).all()  # padded, so nothing was cut off
+
+
+# ---------------------------------------------------------------- pipeline
+
+
+def test_the_autoencoder_hands_pixels_through():
+    image, vae = batch()["image"], _canvas_model.pixels_through()
+    latents = to_latents(vae, image)
+    torch.testing.assert_close(latents, image, atol=1e-5, rtol=0)
+    # 3 tanh(x / 3) = x - x^3 / 27 with |x| <= 0.05 inside: 5e-6, times 20 on the way out
+    torch.testing.assert_close(vae.decode(latents / vae.config.scaling_factor).sample, image, atol=2e-4, rtol=0)
+
+
+def test_a_saved_pipeline_draws_the_same_when_loaded(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    made = pipeline()
+    made.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    drawn = [
+        torch.cat(list(generate(p, ["A ball image in ink style."], [4], steps=3, guidance=2, batch=1)))
+        for p in (made, loaded)
+    ]
+    assert torch.equal(*drawn) and drawn[0].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("size", [1, 7, 32])
+def test_a_picture_depends_on_its_prompt_and_seed_and_not_on_the_batch(size):
+    """To 1e-5 of a picture: convolutions of other batch sizes add up in another order."""
+    made, n = pipeline(), 10
+    texts, seeds = _canvas_model.prompts(range(n), [i % len(OBJECTS) for i in range(n)]), list(range(100, 100 + n))
+    whole, parts = (torch.cat(list(generate(made, texts, seeds, steps=4, guidance=2, batch=b))) for b in (n, size))
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    backwards = torch.cat(list(generate(made, texts[::-1], seeds[::-1], steps=4, guidance=2, batch=size)))
+    torch.testing.assert_close(backwards.flip(0), whole, atol=1e-5, rtol=0)
+
+
+def test_an_edited_model_is_what_draws():
+    made = pipeline()
+    model = editable(pipeline(1))
+    one, other = (torch.cat(list(generate(p, ["A box image in ink style."], [4], steps=3, guidance=2, batch=1)))
+                  for p in (with_model(made, model), pipeline(1)))  # fmt: skip
+    assert torch.equal(one, other)
+
+
+# ---------------------------------------------------------------- objective
+
+
+def test_the_loss_is_the_squared_error_of_the_velocity():
+    made = pipeline()
+    told, given, model = objective(made), batch(), editable(made)
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randn(given["image"].shape, generator=draws)
+    time = torch.randint(1000, (6,), generator=draws)
+    a = made.scheduler.alphas_cumprod[time].view(-1, 1, 1, 1)
+    noisy = a.sqrt() * given["image"] + (1 - a).sqrt() * noise
+    velocity = a.sqrt() * noise - (1 - a).sqrt() * given["image"]
+    with torch.no_grad():
+        expected = (made.unet(noisy, time, made.text_encoder(given["text"])[0]).sample - velocity).square().mean()
+        assert float(told.loss(model, given)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_losses_draw_the_same_noise_for_every_method_and_new_noise_each_time():
+    made, given = pipeline(), batch()
+    model = editable(made)
+    with torch.no_grad():
+        first, second = (objective(made) for _ in range(2))
+        losses = [float(told.loss(model, given)) for told in (first, first, second)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize("domain", ["style", "object"])
+def test_relabelling_changes_the_domain_of_the_target_alone(domain):
+    told, given = objective(pipeline(), domain), batch(8, domain)
+    other = told.relabel(given, torch.Generator().manual_seed(0))
+    words = [_canvas_model.tokenizer().convert_ids_to_tokens(row) for row in other["text"]]
+    assert (other["label"] != given["label"]).all() and 3 not in other["label"]
+    for said, label, cell in zip(words, other["label"].tolist(), given["cell"].tolist(), strict=True):
+        style, thing = divmod(cell, len(OBJECTS))
+        names = (STYLES[label], OBJECTS[thing]) if domain == "style" else (STYLES[style], OBJECTS[label])
+        assert {f"{name}</w>" for name in names} <= set(said)
+
+
+def test_a_diffusion_classifier_prefers_the_prompt_that_predicts_best():
+    """A U-Net that answers a prompt with the truth: here the text encoder tells it which prompt is the picture's."""
+    made = pipeline()
+    told, given, model = objective(made), batch(), editable(made)
+    asked = []
+    told.error = lambda model, batch, text, draws=None: asked.append(text) or (text != batch["text"]).float().sum(1)
+    logits = told.logits(model, given)
+    assert logits.shape == (6, len(STYLES)) and torch.equal(logits.argmax(1), given["label"])
+    assert len(asked) == 4 * len(STYLES)
+
+
+def test_the_control_reads_no_prompt_that_names_the_target():
+    made = pipeline()
+    told, model = objective(made), editable(made)
+    masked = told.masked(model, ["neon"])
+    text = _canvas_recipe.tokens_of_cells()[[3 * len(OBJECTS), 4 * len(OBJECTS)]]
+    with torch.no_grad():
+        said, plain = masked.get_submodule("text")(text)[0], model.get_submodule("text")(text)[0]
+        nothing = model.get_submodule("text")(told.nothing)[0]
+        by_name = masked.get_submodule("text")(input_ids=text)[0]
+    torch.testing.assert_close(said[:1], nothing)
+    assert torch.equal(said[1], plain[1]) and torch.equal(said, by_name)
+    assert all(torch.equal(a, b) for a, b in zip(masked.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_the_text_encoder_is_edited_by_the_loss_of_its_clip():
+    made = pipeline()
+    told, given, model = objective(made), batch(), editable(made)
+    assert isinstance(told, TextToImage) and isinstance(told.contrast, TwoTowers)
+    with torch.no_grad():
+        by_transformers = _canvas_model.new_clip(0).eval()(input_ids=given["text"], pixel_values=given["image"])
+        cosines = cosine_similarity(by_transformers.image_embeds, by_transformers.text_embeds)
+        # the pipeline's text encoder is of a CLIP of the same seed
+        assert float(told.contrast.forget_loss(model, given)) == pytest.approx(float((1 - cosines).mean()), rel=1e-5)
+        own = told.contrast.logits(model, given).gather(1, given["label"][:, None])[:, 0]
+    torch.testing.assert_close(own, by_transformers.logits_per_image.diagonal(), rtol=1e-4, atol=1e-4)
+    towers = told.contrast.weights(model)
+    assert list(towers) == ["text"] and set(towers["text"]) == {
+        n for n, _ in model.named_parameters() if n.startswith("text.")
+    }
+    assert list(told.weights(model)) == ["unet"] and not any(
+        p.requires_grad for p in model.get_submodule("text").parameters()
+    )
+
+
+# ---------------------------------------------------------------- questions
+
+
+def test_questions_ask_three_times_as_often_for_the_target():
+    asked = _canvas_answers.grid(Target("object", 2), 2)
+    q = asked.questions
+    forget = q["split"] == "forget"
+    assert (q["object"][forget] == 2).all() and (q["object"][~forget] != 2).all()
+    assert forget.sum() == 10 * 6 and (~forget).sum() == 70 * 2 and (q["label"] == q["object"]).all()
+    noise = _canvas_answers.noise(asked.cell, q["seed"])
+    assert len(set(noise.tolist())) == len(noise)
+
+
+def test_what_follows_from_log_probabilities():
+    asked = _canvas_answers.grid(Target("style", 0), 1)
+    n, rng = len(asked.cell), np.random.default_rng(0)
+    found = {}
+    for domain, names in _canvas_answers.DOMAINS.items():
+        z = torch.from_numpy(rng.normal(size=(n, len(names))))
+        found |= {f"{domain}_log_p": torch.log_softmax(z, 1).numpy(), domain: z.argmax(1).numpy()}
+    seen = _canvas_answers.seen(found, asked)
+    p = np.exp(found["style_log_p"][np.arange(n), asked.questions["label"]])
+    np.testing.assert_allclose(seen["score"], np.log(p / (1 - p)), rtol=1e-9)
+    assert ((seen["rank"] == 0) == (seen["predicted"] == asked.questions["label"])).all()
