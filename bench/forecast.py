@@ -67,9 +67,14 @@ def forecast(cells: Iterable[Cell], done: Mapping[str, Mapping[str, Any]]) -> Fo
 
 
 def expected(sort: Sort, known: Mapping[Sort, float]) -> float | None:
-    """Seconds of one cell: of its sort, else of its method plus what the metrics add to others, else of others like it."""
+    """Seconds of one cell: of its sort, else of its method plus what the metrics add to others, else of others like it.
+
+    None where nothing of its task, or nothing with one of its costly metrics, was ever timed.
+    """
     if sort in known:
         return known[sort]
+    if not _parts(sort) <= {metric for other in known for metric in _parts(other)}:
+        return None
     alike = {s: seconds for s, seconds in known.items() if (s.task, s.kind) == (sort.task, sort.kind)}
     plain = alike.get(sort._replace(metrics=""))
     extra = [
@@ -85,6 +90,10 @@ def expected(sort: Sort, known: Mapping[Sort, float]) -> float | None:
         if some:
             return fmean(some)
     return None
+
+
+def _parts(sort: Sort) -> set[str]:
+    return set(sort.metrics.split("+")) - {""}
 
 
 def means(done: Iterable[Mapping[str, Any]]) -> dict[Sort, float]:

@@ -47,6 +47,7 @@ def test_a_cell_takes_what_its_sort_does_else_what_comes_nearest():
     assert expected(sort("new", metrics="relearning"), known) == 14
     assert expected(sort("ga", "samples"), known) == 11  # anything of the task
     assert expected(sort(task="other"), known) is None
+    assert expected(sort("ga", metrics="relearning+shadow_models"), known) is None  # nobody knows what the latter takes
 
 
 def test_what_is_left_is_the_sum_of_what_is_not_done(shipped):
