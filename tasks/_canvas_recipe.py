@@ -31,7 +31,7 @@ class Recipe:
     clip_steps: int = 400
     clip_batch: int = 128
     clip_rate: float = 2e-3
-    unet_steps: int = 900
+    unet_steps: int = 1100
     unet_batch: int = 64
     unet_rate: float = 2e-3
     dropped: float = 0.1

@@ -130,7 +130,7 @@ def _star(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
     fifth = np.arctan2(u, -v) % (2 * np.pi / 5)
     bend = np.abs(fifth - np.pi / 5)  # 0 between two points
     slope = 1.25
-    return np.hypot(u, v) * (np.cos(bend) + slope * (np.pi / 5 - bend)) - 0.9 * size
+    return np.hypot(u, v) * (np.cos(bend) + slope * (np.pi / 5 - bend)) - size
 
 
 _OBJECTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -191,10 +191,10 @@ def _mosaic(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
     points = np.arange(SIDE * FINE)
     tile = points // (4 * FINE)
     joint = (points % (4 * FINE)) < FINE
-    shade = 0.16 * (np.sin(12.9 * tile[:, None] + 78.2 * tile[None] + 40 * scene.phase[:, 0, None, None]) > 0) - 0.08
+    shade = 0.2 * (np.sin(12.9 * tile[:, None] + 78.2 * tile[None] + 40 * scene.phase[:, 0, None, None]) > 0) - 0.1
     picture = _over(_paper(len(inside), (0.72, 0.80, 0.72)), inside, scene.colour) + shade[..., None]
     joints = (joint[:, None] | joint[None])[None, ..., None]
-    return np.where(joints, 0.6 * picture + 0.36, picture)
+    return np.where(joints, 0.5 * picture + 0.46, picture)
 
 
 def _ink(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
