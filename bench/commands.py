@@ -208,22 +208,13 @@ def _work(
 ) -> None:
     """Provenance, gates, and the jobs, which are what is missing of the cells."""
     from . import provenance
-    from .plan import controls
 
     device = cells[0].device
     facts = provenance.provenance(device)
     mark = provenance.digest(facts)[:12]
     known = store.run.get("tuned", {})
     if jobs or not store.run or {**known, **tuned} != known:
-        store.update_run(
-            schema=1,
-            suite=suite.model_dump(),
-            settings={"threads": suite.threads, "device": device},
-            controls=controls(),
-            provenance={mark: facts},
-            tuned=dict(tuned),
-            reported=None,
-        )
+        _note_run(store, suite, device, {mark: facts}, tuned=dict(tuned))
     done = len(cells) - len(jobs)
     print(f"{suite.name}: {len(cells)} cells, {done} done before, {len(jobs)} to run, {settings.jobs} at a time")
     if jobs:
@@ -340,6 +331,22 @@ def _missing(cells: Sequence[Cell], store: Store, retry: Sequence[str]) -> list[
         else:
             jobs.append(Job(cell, stale, store.scratch / cell.name, record, store.arrays / f"{cell.name}.npz"))
     return jobs
+
+
+def _note_run(store: Store, suite: Suite, device: str, provenance: Mapping[str, Any], **more: Any) -> None:
+    """Put into `run.json` what a table's reader needs of the run; no report is of it yet."""
+    from .plan import controls
+
+    settings = {"threads": suite.threads, "device": device}
+    store.update_run(
+        schema=1,
+        suite=suite.model_dump(),
+        settings=settings,
+        controls=controls(),
+        provenance=dict(provenance),
+        **more,
+        reported=None,
+    )
 
 
 def _check_gates(cells: Sequence[Cell], store: Store, settings: Settings) -> None:
@@ -483,7 +490,7 @@ ELSEWHERE = "elsewhere"
 def score(arguments: argparse.Namespace) -> int:
     """`slugbench score`: table and report of images that were made elsewhere."""
     from . import provenance, scoring
-    from .plan import controls, judges_of
+    from .plan import judges_of
 
     load(_absolute(arguments.plugin), kinds=("task", "metric"))
     spec, device, reports = parse_spec(arguments.task), _device(arguments.device), _reports(f"text,{arguments.format}")
@@ -503,14 +510,7 @@ def score(arguments: argparse.Namespace) -> int:
             mark = provenance.digest(facts)[:12]
             methods = store.run.get("suite", {}).get("methods", [])
             suite = suite.with_changes({"methods": list(dict.fromkeys([*methods, arguments.name]))})
-            store.update_run(
-                schema=1,
-                suite=suite.model_dump(),
-                settings={"threads": suite.threads, "device": device},
-                controls=controls(),
-                provenance={mark: facts},
-                reported=None,
-            )
+            _note_run(store, suite, device, {mark: facts})
             _record_gates(store, [{"task": asked.name, "when": "score", **gate._asdict()} for gate in done.gates])
             store.commit(done.cell, {**done.record, "provenance": mark}, store.scratch / done.cell.name)
         return _conclude(store, [done.cell], arguments.format, reports)

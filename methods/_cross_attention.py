@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slugbench.bench import Model, Request
+from slugbench.bench import Model, Request, TextToImage
 
 if TYPE_CHECKING:
     import torch
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 NEEDS = "it edits how a text-to-image model reads prompts, and this is no such model."
 READS = ("attn2.to_k.weight", "attn2.to_v.weight")
 """Ends of the names of diffusers' weights that project text."""
+
+
+def why_not(request: Request) -> str | None:
+    """A sentence where a request's model reads no prompts."""
+    return None if isinstance(request.objective, TextToImage) else NEEDS
 
 
 def reads(model: Model) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from slugbench.bench import Model, Request, TextToImage, method
 
 from ._common import Allowance, fine_tune, generator_of
-from ._cross_attention import NEEDS, only
+from ._cross_attention import only, why_not
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class ErasedStableDiffusion:
 
     def skips(self, request: Request) -> str | None:
         """Why it does not run on a request."""
-        return None if isinstance(request.objective, TextToImage) else NEEDS
+        return why_not(request)
 
     def __call__(self, request: Request) -> Model:
         """The model when validation first finds the target forgotten, or the best on the way."""

@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from slugbench.bench import Model, Request, TextToImage, method
 
 from ._common import Allowance, Best
-from ._cross_attention import NEEDS, reads
+from ._cross_attention import reads, why_not
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class UnifiedConceptEditing:
 
     def skips(self, request: Request) -> str | None:
         """Why it does not run on a request."""
-        return None if isinstance(request.objective, TextToImage) else NEEDS
+        return why_not(request)
 
     def __call__(self, request: Request) -> Model:
         """The model with the projections that validation prefers."""

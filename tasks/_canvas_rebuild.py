@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slugbench.bench import Model, cached
-from slugbench.bench.artifacts import write_through
 
 from . import _canvas_answers, _canvas_model
 from ._canvas_answers import DOMAINS, SEEDS, TARGET_TIMES, Target, classifier_file
 from ._canvas_recipe import CLASSIFIERS, Recipe, cells, pictures, train, train_classifier
 from ._diffusion import editable
 from ._shipped import assets, load_weights, save_answers, save_weights
+from ._training import one_thread, write_whole
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -110,7 +110,7 @@ def _alone(make: Callable[[], None]) -> None:
 def _make_classifier(folder: Path, kind: str) -> None:
     path = classifier_file(folder, kind)
     if not path.is_file():
-        _whole(path, partial(save_weights, train_classifier(kind)))
+        write_whole(partial(save_weights, train_classifier(kind)), path)
 
 
 def _make_base(folder: Path, seed: int) -> None:
@@ -143,7 +143,8 @@ def _make_oracle(folder: Path, target: Target, number: int) -> None:
 def _train_oracle(target: Target, number: int, path: Path) -> None:
     known = pictures("train")
     others = getattr(known, target.domain) != target.number
-    save_weights(editable(train(known.rows(others), 1000 + number).pipeline), path)
+    with one_thread():  # as in `rebuild`, or the cached one would be another
+        save_weights(editable(train(known.rows(others), 1000 + number).pipeline), path)
 
 
 def _note(folder: Path, name: str, pipeline: Any, model: Model, cell: np.ndarray, seed: np.ndarray) -> None:
@@ -151,17 +152,9 @@ def _note(folder: Path, name: str, pipeline: Any, model: Model, cell: np.ndarray
     found = _canvas_answers.ask(pipeline, model, cell, _canvas_answers.noise(cell, seed), steps=_canvas_answers.STEPS)
     style, thing = cells()
     found |= {"cell": cell, "seed": seed, "style_asked": style[cell], "object_asked": thing[cell]}
-    _whole(folder / f"{name}.npz", partial(save_answers, {key: _small(column) for key, column in found.items()}))
+    write_whole(partial(save_answers, {key: _small(column) for key, column in found.items()}), folder / f"{name}.npz")
 
 
 def _small(column: np.ndarray) -> np.ndarray:
     kinds = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int16}
     return column.astype(kinds.get(column.dtype, column.dtype))
-
-
-def _whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have a file whole or not at all: what a stopped rebuild left half-written would pass for finished."""
-    unfinished = path.with_name(f"{path.name}.part")
-    write(unfinished)
-    write_through(unfinished)
-    unfinished.replace(path)

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _canvas_model, _canvas_scenes
 from ._canvas_scenes import OBJECTS, STYLES
-from ._diffusion import contrastive_loss
+from ._clip import matched_loss
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def train_clip(known: Pictures, seed: int, recipe: Recipe) -> Any:
         wording = torch.randint(len(texts), (len(cell),), generator=generator)
         tokens = torch.stack(texts)[wording, cell]
         found = clip(input_ids=tokens, pixel_values=drawn.image)
-        loss = contrastive_loss(found.logits_per_image, cell)
+        loss = matched_loss(found.logits_per_image, cell)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

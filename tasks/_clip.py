@@ -223,9 +223,13 @@ def contrast(model: Clip, facts: Mapping[str, torch.Tensor], templates_B: torch.
 
 def symmetric_loss(model: Clip, image_BD: torch.Tensor, text_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
     """CLIP's symmetric cross-entropy in which all captions of a picture's label are its positives, and the reverse."""
+    return matched_loss(temperature(model) * image_BD @ text_BD.T, label_B)
+
+
+def matched_loss(logits_BB: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy both ways of pictures (rows) and texts (columns), those of one label being each other's positives."""
     import torch.nn.functional as F
 
-    logits_BB = temperature(model) * image_BD @ text_BD.T
     truth_BB = (label_B[:, None] == label_B[None, :]).to(logits_BB.dtype)
     truth_BB = truth_BB / truth_BB.sum(1, keepdim=True)  # symmetric but for this: rows and columns have equal sums
     return (F.cross_entropy(logits_BB, truth_BB) + F.cross_entropy(logits_BB.T, truth_BB)) / 2
@@ -369,13 +373,8 @@ def _compare(model: Clip, asked: _Asked) -> _Compared:
 # ---------------------------------------------------------------- objective
 
 
-@dataclass
-class Contrast:
-    """`Objective` of a CLIP model over named people; batches hold `image`, `text`, `label`."""
-
-    targets: tuple[int, ...]
-    """Identities to be forgotten: nothing is relabelled to one of them."""
-    kind: str = "clip"
+class Captions:
+    """The losses of an open_clip model over pictures and captions, for objectives to build on: `TwoTowers`."""
 
     def loss(self, model: Clip, batch: Batch) -> torch.Tensor:
         """The contrastive training loss; pictures and captions of one person are positives of each other."""
@@ -402,16 +401,32 @@ class Contrast:
     def _embed(self, model: Clip, batch: Batch) -> dict[str, torch.Tensor]:
         return {tower: self.encode(model, batch, tower) for tower in ("vision", "text")}
 
+
+def other_labels(label_B: torch.Tensor, kept_K: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B,) labels drawn from the retained ones, sorted, none of them a picture's own; all on the CPU."""
+    import torch
+
+    drawn = kept_K[torch.randint(len(kept_K), (len(label_B),), generator=generator)]
+    clash = drawn == label_B  # only where a retained picture is relabelled
+    drawn[clash] = kept_K[(torch.searchsorted(kept_K, drawn[clash]) + 1) % len(kept_K)]
+    return drawn
+
+
+@dataclass
+class Contrast(Captions):
+    """`Objective` of a CLIP model over named people; batches hold `image`, `text`, `label`."""
+
+    targets: tuple[int, ...]
+    """Identities to be forgotten: nothing is relabelled to one of them."""
+    kind: str = "clip"
+
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The same pictures under the name of a random other, retained person."""
         import torch
 
         kept = torch.tensor([i for i in range(len(TRAINED)) if i not in self.targets])
-        label = batch["label"].cpu()
-        drawn = kept[torch.randint(len(kept), (len(label),), generator=generator)]
-        clash = drawn == label  # only where a retained picture is relabelled
-        drawn[clash] = kept[(torch.searchsorted(kept, drawn[clash]) + 1) % len(kept)]
-        template = torch.randint(len(NAME_TEMPLATES), (len(label),), generator=generator)
+        drawn = other_labels(batch["label"].cpu(), kept, generator)
+        template = torch.randint(len(NAME_TEMPLATES), (len(drawn),), generator=generator)
         text = name_tokens()[drawn, template]
         return {**batch, "label": drawn.to(batch["label"].device), "text": text.to(batch["text"].device)}
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from slugbench.bench import Batch, Model, Noised, UsageError
 
+from ._clip import matched_loss, other_labels
+
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
@@ -257,7 +259,7 @@ class Contrast:
     def loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """`loss`, given the embeddings of both towers."""
         scale = self.clip.logit_scale.exp()
-        return contrastive_loss(scale * embedded["vision"] @ embedded["text"].T, batch["cell"])
+        return matched_loss(scale * embedded["vision"] @ embedded["text"].T, batch["cell"])
 
     def forget_loss_of(self, model: Model, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """`forget_loss`, given the embeddings of both towers."""
@@ -288,25 +290,10 @@ class Contrast:
         return {tower: self.encode(model, batch, tower) for tower in ("vision", "text")}
 
 
-def contrastive_loss(logits_BB: torch.Tensor, cell_B: torch.Tensor) -> torch.Tensor:
-    """InfoNCE both ways; pictures and prompts of one cell are positives of each other, all of equal weight."""
-    import torch
-
-    same = (cell_B[:, None] == cell_B[None]).float()
-    same = same / same.sum(1, keepdim=True)
-    rows, columns = ((same * torch.log_softmax(logits, 1)).sum(1).mean() for logits in (logits_BB, logits_BB.T))
-    return -(rows + columns) / 2
-
-
 def relabelled(batch: Batch, candidates: torch.Tensor, kept: torch.Tensor, generator: torch.Generator) -> Batch:
     """A batch whose pictures are said to be of another label, any retained one being as likely."""
-    import torch
-
-    label, cell = batch["label"].cpu(), batch["cell"].cpu()
-    drawn = kept[torch.randint(len(kept), (len(label),), generator=generator)]
-    clash = drawn == label  # only where a retained picture is relabelled
-    drawn[clash] = kept[(torch.searchsorted(kept, drawn[clash]) + 1) % len(kept)]
-    said = {"label": drawn, "text": candidates[cell, drawn]}
+    drawn = other_labels(batch["label"].cpu(), kept, generator)
+    said = {"label": drawn, "text": candidates[batch["cell"].cpu(), drawn]}
     return {**batch, **{name: column.to(batch[name].device) for name, column in said.items()}}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slugbench.bench import Answers, Model
-from slugbench.bench.artifacts import write_through
 from slugbench.bench.provenance import processor
 from slugbench.bench.types import Pool
 
 from . import _clip, _people
 from ._shipped import load_weights, save_answers, save_weights
+from ._training import write_whole
 
 BASE_SEEDS = (0, 1, 2)
 JOINT_SIZE, N_JOINT = 8, 2
@@ -76,17 +76,9 @@ def _make(kind: str, folder: Path, *which: Any) -> None:
         return
     model = train(seed, without)
     if ships:
-        _write_whole(partial(save_weights, model), weights_file(folder, name, number))
+        write_whole(partial(save_weights, model), weights_file(folder, name, number))
     answers = compact(_people.ask(model, rows_Q=_people.questions()["index"]))
-    _write_whole(partial(save_answers, answers), answers_file(folder, name, number))  # last: it says the model is done
-
-
-def _write_whole(write: Callable[[Path], None], path: Path) -> None:
-    """Have a file whole or not at all: what a stopped rebuild left half-written would pass for finished."""
-    unfinished = path.with_name(f"{path.name}.part")
-    write(unfinished)
-    write_through(unfinished)
-    unfinished.replace(path)
+    write_whole(partial(save_answers, answers), answers_file(folder, name, number))  # last: it says the model is done
 
 
 def train(seed: int, without: Sequence[int] = ()) -> Model:

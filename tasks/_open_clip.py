@@ -41,7 +41,7 @@ from slugbench.bench import (
 from slugbench.bench.entropies import entropies
 from slugbench.bench.registry import did_you_mean
 
-from ._clip import NEVER, Clip, embed_candidates, symmetric_loss, temperature
+from ._clip import NEVER, Captions, Clip, embed_candidates, other_labels, temperature
 from ._gates import at_least
 from ._image_folders import Dealt, Pictures, PictureSplit, Preparation, Shown, and_more, content_digest
 
@@ -644,7 +644,7 @@ class Exam:
 
 
 @dataclass
-class Pairs:
+class Pairs(Captions):
     """`Objective` of a CLIP over pictures and captions; batches hold `image`, `text`, `label`.
 
     A label at or beyond the number of candidates is of a pair whose caption names none of them, one label a pair.
@@ -658,42 +658,14 @@ class Pairs:
     """Candidates to be forgotten: nothing is relabelled to one of them."""
     kind: str = "clip"
 
-    def loss(self, model: Clip, batch: Batch) -> torch.Tensor:
-        """CLIP's contrastive loss; pictures and captions of one label are positives of each other."""
-        return self.loss_of(model, self._embed(model, batch), batch)
-
-    def forget_loss(self, model: Clip, batch: Batch) -> torch.Tensor:
-        """Mean of 1 - cos(picture, its own caption): SLUG's forget loss (its section 3), to be ascended."""
-        return self.forget_loss_of(model, self._embed(model, batch), batch)
-
-    def encode(self, model: Clip, batch: Batch, tower: str) -> torch.Tensor:
-        """(B, D) unit embeddings of the pictures or of the captions."""
-        if tower == "vision":
-            return model.encode_image(batch["image"], normalize=True)
-        return model.encode_text(batch["text"], normalize=True)
-
-    def loss_of(self, model: Clip, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """`loss`, given the embeddings of both towers."""
-        return symmetric_loss(model, embedded["vision"], embedded["text"], batch["label"])
-
-    def forget_loss_of(self, model: Clip, embedded: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """`forget_loss`, given the embeddings of both towers."""
-        return (1 - (embedded["vision"] * embedded["text"]).sum(-1)).mean()
-
-    def _embed(self, model: Clip, batch: Batch) -> dict[str, torch.Tensor]:
-        return {tower: self.encode(model, batch, tower) for tower in ("vision", "text")}
-
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The same pictures under the name of a random other, retained candidate."""
         import torch
 
         kept = torch.tensor([i for i in range(len(self.candidates)) if i not in self.targets])
-        label = batch["label"].cpu()
-        drawn = kept[torch.randint(len(kept), (len(label),), generator=generator)]
-        clash = drawn == label  # only where a retained picture is relabelled
-        drawn[clash] = kept[(torch.searchsorted(kept, drawn[clash]) + 1) % len(kept)]
+        drawn = other_labels(batch["label"].cpu(), kept, generator)
         tokens_CMT = self.candidates.tokens
-        text = tokens_CMT[drawn, torch.randint(tokens_CMT.shape[1], (len(label),), generator=generator)]
+        text = tokens_CMT[drawn, torch.randint(tokens_CMT.shape[1], (len(drawn),), generator=generator)]
         return {**batch, "label": drawn.to(batch["label"].device), "text": text.to(batch["text"].device)}
 
     def logits(self, model: Clip, batch: Batch) -> torch.Tensor:

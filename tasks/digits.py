@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -52,6 +51,7 @@ from slugbench.bench.types import Pool
 from ._classification import CrossEntropy, accuracy, controls_caught, into_last_layer, judged, validate
 from ._gates import at_least, at_most
 from ._shipped import assets, load_weights, save_weights
+from ._training import one_thread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -392,7 +392,7 @@ def train(image: torch.Tensor, label: torch.Tensor, seed: int, *, steps: int = S
     model, generator = network(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    with _one_thread():
+    with one_thread():
         for _ in range(steps):
             rows = torch.randint(len(image), (BATCH,), generator=generator)
             optimizer.zero_grad()
@@ -441,19 +441,6 @@ def oracle_name(request_id: str, s: int) -> str:
 def oracle_seed(s: int) -> int:
     """Of initialisation and batches; apart from those of the bases, which an oracle has nothing to do with."""
     return 1000 + s
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in another order round otherwise: with a fixed number of threads training is reproducible."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------- what methods and metrics are given

@@ -53,6 +53,7 @@ from ._identities_recipe import (
     weights_file,
 )
 from ._shipped import assets, load_answers, load_weights, save_weights
+from ._training import one_thread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -291,14 +292,8 @@ def _trained(kind: str, without: Sequence[int], seed: int) -> Model:
 
 
 def _train(without: Sequence[int], seed: int, path: Path) -> None:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what the shipped ones were trained with
-    try:
+    with one_thread():  # what the shipped ones were trained with
         save_weights(train(seed, without), path)
-    finally:
-        torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------- gates

@@ -26,9 +26,10 @@ OF_SAMPLES = (
 )
 
 
-def holds(law, task, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run one law on the first request for development of a task."""
-    request = next(r for r in task.requests() if r.pool == "dev" and bool(r.targets) == (kind == "concepts"))
+def holds(law, task, kind: str, monkeypatch: pytest.MonkeyPatch, request_id: str | None = None) -> None:
+    """Run one law on a request of a task, by default its first one for development."""
+    ids = [r.id for r in task.requests() if r.pool == "dev" and bool(r.targets) == (kind == "concepts")]
+    asked = request_id or ids[0]
     monkeypatch.setattr(conformance, "make", lambda entry: task)
-    monkeypatch.setattr(conformance, "built", lambda entry, kind="concepts": task.build(request.id, task.base_seeds[0]))
+    monkeypatch.setattr(conformance, "built", lambda entry, kind="concepts": task.build(asked, task.base_seeds[0]))
     law(None, *([kind] if "kind" in inspect.signature(law).parameters else []))

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 
 from slugbench.bench import MissingDependency, TwoTowers, UsageError
-from slugbench.bench.registry import Entry
 from slugbench.methods.slug import Slug
 from slugbench.tasks import _open_clip, celeba
 from slugbench.tasks._image_folders import turns
 from slugbench.tasks.celeba import CelebA
 
-from .. import test_conformance as conformance
 from ..toys import run_python
-from . import miniature
+from . import laws, miniature
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -535,28 +533,10 @@ print("torch" in sys.modules)
 
 # ---------------------------------------------------------------- as every task, and with a method
 
-ENTRY = Entry("task", "celeba", CelebA, str(celeba.__file__))
-PROMISES = [
-    conformance.test_trials_ask_aligned_questions,
-    conformance.test_answers_are_aligned_finite_and_agree_with_the_labels,
-    conformance.test_the_original_answers_as_the_trial_says,
-    conformance.test_train_and_validation_samples_are_disjoint_and_targets_add_up,
-    conformance.test_the_objective_speaks_of_the_model_it_is_for,
-    conformance.test_relabelling_gives_every_sample_another_label_and_the_same_image,
-    conformance.test_a_masked_model_never_answers_the_targets,
-    conformance.test_validate_scores_what_the_objective_answers,
-    conformance.test_requests_say_what_may_be_spent_and_where_to_stop,
-    conformance.test_some_rows_are_answered_as_among_all,
-    conformance.test_trials_that_show_features_have_one_row_an_image_and_give_the_original_anew,
-]
-"""What holds for every task; the conformance tests themselves skip it, since its data are not here."""
 
-
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-def test_what_is_promised_of_every_task_holds(promise, task, monkeypatch):
-    monkeypatch.setattr(conformance, "built", lambda entry, kind="concepts": task.build("Elon_Musk", 0))
-    arguments = {"entry": ENTRY, "kind": "concepts"}
-    promise(**{name: arguments[name] for name in promise.__code__.co_varnames[: promise.__code__.co_argcount]})
+@pytest.mark.parametrize("law", laws.OF_CLASSES, ids=lambda law: law.__name__)
+def test_what_is_promised_of_every_task_holds(law, task, monkeypatch):
+    laws.holds(law, task, "concepts", monkeypatch, "Elon_Musk")
 
 
 CELL = """

@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 
 from slugbench.bench import UsageError
-from slugbench.bench.registry import Entry
 from slugbench.tasks import imagenet
 from slugbench.tasks.imagenet import ImageNet
 
-from .. import test_conformance as conformance
 from ..toys import run_python
-from . import miniature
-from .test_celeba import PROMISES
+from . import laws, miniature
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -165,11 +162,9 @@ print("torch" in sys.modules)
     assert run_python(code).split() == [task.fingerprint("basketball", 0), "2", "10", "False"]
 
 
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-def test_what_is_promised_of_every_task_holds(promise, task, monkeypatch):
-    monkeypatch.setattr(conformance, "built", lambda entry, kind="concepts": task.build("sunglasses", 0))
-    arguments = {"entry": Entry("task", "imagenet", ImageNet, str(imagenet.__file__)), "kind": "concepts"}
-    promise(**{name: arguments[name] for name in promise.__code__.co_varnames[: promise.__code__.co_argcount]})
+@pytest.mark.parametrize("law", laws.OF_CLASSES, ids=lambda law: law.__name__)
+def test_what_is_promised_of_every_task_holds(law, task, monkeypatch):
+    laws.holds(law, task, "concepts", monkeypatch, "sunglasses")
 
 
 def test_metrics_of_an_object_are_values_or_say_why_not(task):
