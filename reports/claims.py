@@ -22,7 +22,7 @@ from slugbench.bench.frame import normalised
 
 from . import facts, tables
 from .glossary import number
-from .markdown import escaped, footnotes, table
+from .markdown import escaped, part_of, table
 from .statistics import MIN_REQUESTS, by_request, interval
 from .tables import Board
 from .tuning import choices
@@ -228,15 +228,11 @@ COSTS = ("t_total", "t_search", "n_forget_read", "n_retain_read", "n_evals", "pe
 
 def numbers(board: Board) -> list[str]:
     """A board's forget accuracy, retain accuracy near and far, distance to the oracles, and costs."""
-    quality = tables.wide(board, SHOWN).drop(columns=["rank", "to oracle"])
-    costs = tables.wide(board, COSTS).drop(columns=["rank", "to oracle"])
+    how = escaped(f"{board.extent}. Methods by their distance to the oracle, then controls. {board.few}")
     return [
         f"## {escaped(board.title)}: the numbers",
-        escaped(f"{board.extent}. Methods by their distance to the oracle, then controls. {board.few}"),
-        table(quality, numbers_from=2),
-        "Costs: median over cells (lowest..highest).",
-        table(costs, numbers_from=2),
-        *footnotes(board),
+        *part_of(board, how, SHOWN),
+        *part_of(board, "Costs: median over cells (lowest..highest).", COSTS),
     ]
 
 

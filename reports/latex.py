@@ -90,6 +90,7 @@ def document(names: Sequence[str]) -> str:
 
 def table(board: Board, columns: Sequence[Column], suite: str) -> str:
     """A board as a `table` environment."""
+    board = board.showing([c.name for c in columns])
     lines = [
         rf"% Needs \usepackage{{{','.join(PACKAGES)}}}, and with pdflatex \usepackage[T1]{{fontenc}}.",
         r"\begin{table}[t]",
@@ -106,7 +107,7 @@ def table(board: Board, columns: Sequence[Column], suite: str) -> str:
         r"\bottomrule",
         r"\end{tabular}",
         r"\begin{tablenotes}[flushleft]\scriptsize",
-        *(rf"\item[{mark}] {text}" for mark, text in notes(board, columns)),
+        *(rf"\item[{mark}] {text}" for mark, text in notes(board)),
         r"\end{tablenotes}",
         r"\end{threeparttable}",
         r"\end{table}",
@@ -185,8 +186,8 @@ def _method_marks(line: Line) -> list[str]:
     return ([] if line.complete else [escaped(INCOMPLETE)]) + ([FAILED] if line.failures else [])
 
 
-def notes(board: Board, columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """(mark, text) pairs: how to read the table, the board's footnotes, and the failure classes."""
+def notes(board: Board) -> list[tuple[str, str]]:
+    """(mark, text) pairs: how to read the table, what is to be said of it, its footnotes, and the failure classes."""
     n = board.rows["request"].nunique()
     resolved = (
         "the 95 % interval of the paired difference over requests and base seeds includes 0 (not corrected for the number "
@@ -200,17 +201,9 @@ def notes(board: Board, columns: Sequence[Column]) -> list[tuple[str, str]]:
         for line in board.lines
         if line.failures
     ]
-    found = [("", escaped(read)), ("", escaped(board.order))]
-    hidden = _marks(board, [c for c in board.columns if c not in columns]) - _marks(board, columns)
-    found += [
-        (escaped(mark), escaped(sentence)) for mark, sentence in board.notes if mark == INCOMPLETE or mark not in hidden
-    ]
+    found = [("", escaped(sentence)) for sentence in (read, board.order, *board.remarks)]
+    found += [(escaped(mark), escaped(sentence)) for mark, sentence in board.notes]
     return found + ([(FAILED, escaped(f"Failure classes. {'; '.join(failures)}."))] if failures else [])
-
-
-def _marks(board: Board, columns: Sequence[Column]) -> set[str]:
-    """The marks of the footnotes that columns refer to."""
-    return {mark for line in board.lines for c in columns for mark in line.entries[c.name].marks}
 
 
 # ---------------------------------------------------------------- not distinguishable from the best

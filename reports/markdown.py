@@ -64,9 +64,8 @@ FURTHER = {
 
 
 def _board(board: Board) -> list[str]:
-    shown = [*(c.name for c in board.main()), "t_total"]
-    methods, controls = (part.copy() for part in tables.split(board, shown))
-    costs = tables.wide(board, [c.name for c in board.costs()]).drop(columns=["rank", "to oracle"])
+    main = board.showing([*(c.name for c in board.main()), "t_total"])
+    methods, controls = (part.copy() for part in tables.split(main))
     status = [line.status for line in board.lines]
     methods.insert(2, "status", status[: len(methods)])
     controls.insert(1, "status", status[len(methods) :])
@@ -74,18 +73,25 @@ def _board(board: Board) -> list[str]:
     parts = [f"## {escaped(board.title)}", escaped(extent), table(methods, numbers_from=4)]
     if len(controls):
         parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=3)]
-    parts += [escaped(f"{board.order} {board.few}"), *footnotes(board), *_order(board)]
+    parts += [escaped(f"{board.order} {board.few}"), *footnotes(main), *map(escaped, board.remarks), *_order(board)]
     for title, kinds in FURTHER.items():
-        if names := [c.name for c in board.group(*kinds)]:
-            parts += [title, table(tables.wide(board, names).drop(columns=["rank", "to oracle"]), numbers_from=2)]
-    if board.costs():
-        parts += ["Costs: median over cells (lowest..highest).", table(costs, numbers_from=2)]
+        parts += part_of(board, title, [c.name for c in board.group(*kinds)])
+    parts += part_of(board, "Costs: median over cells (lowest..highest).", [c.name for c in board.costs()])
     return [part for part in parts if part]
+
+
+def part_of(board: Board, title: str, metrics: Sequence[str]) -> list[str]:
+    """A table of some of a board's metrics under its title, and its footnotes; nothing if the board has none of them."""
+    shown = board.showing(metrics)
+    if not shown.columns:
+        return []
+    numbers = tables.wide(shown).drop(columns=["rank", "to oracle"])
+    return [title, table(numbers, numbers_from=2), *footnotes(shown)]
 
 
 def _order(board: Board) -> list[str]:
     """Who is valid, what the tests say, and, folded, what it rests on."""
-    parts = [escaped(order.validity_sentence(board))]
+    parts = [escaped(order.validity_sentence(board)), escaped(order.audit_sentence(board))]
     if (found := order.order(board)) is not None:
         parts += [escaped(found.primary), table(order.family_table(found), numbers_from=2)]
         parts += _folded("All axes at once, and the worst requests", table(order.standings_table(found), numbers_from=3))

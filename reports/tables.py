@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -23,7 +24,7 @@ from slugbench.bench.frame import SAME_CELL, normalised
 from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
 from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, non_dominated, rank_ranges, unlike_oracles
 from .tuning import Choice, choices
-from .validity import AUDITED, Audit, audits, classified, surprises, validity
+from .validity import Audit, audits, classified, surprises, validity
 
 CONTROLS = ("original", "oracle", "mask", "noise", "random_layer", "shuffled")
 """Taken as controls where `run.json` does not name them."""
@@ -137,7 +138,7 @@ class Board:
     order: str
     """How the methods are ordered, in a sentence or two."""
     notes: tuple[tuple[str, str], ...]
-    """(mark, sentence) pairs."""
+    """(mark, sentence) pairs: what the marks of entries stand for."""
     few: str
     """What the intervals are, or why there are none."""
     front: tuple[str, ...]
@@ -148,6 +149,8 @@ class Board:
     """How well each metric that is no cost tells oracles from the known bad."""
     surprises: tuple[str, ...] = ()
     """Controls that did not come out as they have to, a sentence each."""
+    remarks: tuple[str, ...] = ()
+    """What has to be said of all of the board's numbers, a sentence each."""
 
     @property
     def title(self) -> str:
@@ -179,6 +182,30 @@ class Board:
     def costs(self) -> list[Column]:
         """The columns that are costs."""
         return [c for c in self.columns if c.is_cost]
+
+    def showing(self, metrics: Sequence[str]) -> Board:
+        """The board with these columns alone, and their footnotes, lettered anew."""
+        of_lines = [{m: line.entries[m] for m in metrics if m in line.entries} for line in self.lines]
+        said = {mark for entries in of_lines for entry in entries.values() for mark in entry.marks}
+        if not all(line.complete for line in self.lines):
+            said.add(INCOMPLETE)
+        letters = {mark: mark for mark in said & {INCOMPLETE}}
+        letters |= {mark: _letters(i) for i, mark in enumerate(m for m, _ in self.notes if m in said - {INCOMPLETE})}
+
+        def relettered(line: Line) -> Line:
+            entries = {m: line.entries[m] for m in metrics if m in line.entries}
+            marked = {m: replace(entry, marks=tuple(letters[mark] for mark in entry.marks)) for m, entry in entries.items()}
+            return replace(line, entries=marked)
+
+        ranked, unranked, controls = (tuple(map(relettered, lines)) for lines in (self.ranked, self.unranked, self.controls))
+        return replace(
+            self,
+            columns=tuple(column for column in self.columns if column.name in metrics),
+            ranked=ranked,
+            unranked=unranked,
+            controls=controls,
+            notes=tuple((letters[mark], sentence) for mark, sentence in self.notes if mark in letters),
+        )
 
     def n_oracles(self) -> dict[str, int]:
         """By cell, how many oracles its values stand beside, where that was noted."""
@@ -284,8 +311,6 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         for line in lines:
             line.entries[column.name] = _entry(line, values.get((line.method, column.name), nothing), column, notes)
     ranked, unranked = _ordered(lines, parts, axes)
-    _note_doubles(rows, notes)
-    _note_grey(audited, notes)
     return Board(
         task=first["task"],
         params=_difference(first["task_params"], set(of_task["task_params"])),
@@ -301,12 +326,13 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         unranked=tuple(unranked),
         controls=tuple(sorted((line for line in lines if line.control), key=_control_order)),
         order=_order_sentence(axes, ranked, [line for line in lines if line.control]) + _tuned_sentence(rows),
-        notes=tuple(notes.sentences.items()),
+        notes=notes.pairs(),
         few=_few(rows),
         front=_front(ranked, parts, axes),
         rows=rows,
         audits=tuple(audited),
         surprises=tuple(surprises(rows)),
+        remarks=_doubles(rows),
     )
 
 
@@ -378,7 +404,7 @@ def _entry(line: Line, mine: pd.DataFrame, column: Column, notes: _Notes) -> Ent
     if len(got) < n_ok:
         why = sorted(set(mine.loc[mine["value"].isna(), "note"].dropna())) or [f"{column.name} was not reported"]
         share = "" if not len(got) else f" on {n_ok - len(got)} of {n_ok} finished cells, left out of the mean"
-        marks += [notes.add(f"{reason[:1].upper()}{reason[1:].rstrip('.')}{share}.") for reason in why]
+        marks += [notes.add(f"{reason[:1].upper()}{reason[1:].rstrip('.')}{share}.") for reason in _alike(why)]
         result = result._replace(low=None, high=None, spread="none") if share else result
     elif len(got) and column.name.startswith("t_") and got["concurrent"].astype(bool).any():
         marks.append(notes.add("Measured while other cells ran beside it, so slower than alone."))
@@ -675,43 +701,45 @@ def _control_order(line: Line) -> tuple[int, str]:
     return (CONTROLS.index(name) if name in CONTROLS else len(CONTROLS)), line.method
 
 
-def _note_doubles(rows: pd.DataFrame, notes: _Notes) -> None:
+def _doubles(rows: pd.DataFrame) -> tuple[str, ...]:
     doubles = int(rows.drop_duplicates("cell").duplicated(SAME_CELL).sum())
-    if doubles:
-        notes.add(
-            f"{doubles} cells were measured more than once under different code, weights or versions; their mean is shown."
-        )
+    if not doubles:
+        return ()
+    return (f"{doubles} cells were measured more than once under different code, weights or versions; their mean is shown.",)
 
 
-def _note_grey(audited: Sequence[Audit], notes: _Notes) -> None:
-    for audit in audited:
-        if audit.grey:
-            notes.add(
-                f"{audit.metric} tells oracles from known bad models with an AUC of {number(audit.auc)}, under {AUDITED:g}: "
-                "shown, not ranked on."
-            )
+def _alike(reasons: Sequence[str]) -> list[str]:
+    """One of each that differ in their numbers alone, and how many more there are."""
+    groups: dict[str, list[str]] = {}
+    for reason in reasons:
+        groups.setdefault(re.sub(r"\d+(\.\d+)?", "0", reason), []).append(reason.rstrip("."))
+    return [f"{first}, and {len(more)} the like" if more else first for first, *more in groups.values()]
+
+
+def _letters(i: int) -> str:
+    """`a` to `z`, then `aa`."""
+    return chr(ord("a") + i % 26) * (1 + i // 26)
 
 
 class _Notes:
     """Collects footnotes, one mark for each different sentence."""
 
     def __init__(self) -> None:
-        self.sentences: dict[str, str] = {}
+        self.marks: dict[str, str] = {}
+        self.unfinished_: dict[str, list[str]] = {}
+
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """(mark, sentence), what did not finish first."""
+        missing = " ".join(f"{', '.join(labels)}: {text}" for text, labels in self.unfinished_.items())
+        return (*([(INCOMPLETE, missing)] if missing else []), *((mark, said) for said, mark in self.marks.items()))
 
     def add(self, sentence: str) -> str:
-        for mark, known in self.sentences.items():
-            if known == sentence:
-                return mark
-        n = sum(mark != INCOMPLETE for mark in self.sentences)
-        mark = chr(ord("a") + n % 26) * (1 + n // 26)
-        self.sentences[mark] = sentence
-        return mark
+        return self.marks.setdefault(sentence, _letters(len(self.marks)))
 
     def unfinished(self, label: str, cells: pd.DataFrame, absent: set[tuple[str, int]], n_ok: int, n_cells: int) -> None:
         bad = cells[cells["status"] != "ok"]
         reasons = [f"{r.request} {r.status}" for r in bad.sort_values(["request", "base_seed", "method_seed"]).itertuples()]
         reasons += [f"{request} not run" for request, _ in sorted(absent)]
-        text = f"{label}: {n_ok} of {n_cells} cells finished ({', '.join(dict.fromkeys(reasons))})"
-        text += "; its numbers are over those alone, not comparable, and not ordered." if n_ok else "; nothing to show."
-        before = self.sentences.get(INCOMPLETE)
-        self.sentences[INCOMPLETE] = f"{before} {text}" if before else text
+        text = f"{n_ok} of {n_cells} cells finished ({', '.join(dict.fromkeys(reasons))})"
+        text += "; numbers over those alone are not comparable, and not ordered." if n_ok else "; nothing to show."
+        self.unfinished_.setdefault(text, []).append(label)

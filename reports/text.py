@@ -57,6 +57,8 @@ def _trouble(cell: Mapping[Hashable, Any]) -> str:
 
 def _board(board: Board) -> str:
     names = tables.headline(board)
+    found = order.order(board)
+    board = board.showing(names)
     head = ["rank", "method", "cells", "to oracle ↓", *(c.heading for n in names if (c := board.column(n)))]
     body = {kind: [_cells(line, board, names) for line in lines] for kind, lines in _groups(board).items()}
     rows = [head, *(row for group in body.values() for row in group)]
@@ -75,12 +77,9 @@ def _board(board: Board) -> str:
             lines.append(f"{kind}:")
         lines += [_row([row[i] for i in kept], widths) for row in group]
     lines.append("-" * _total(widths))
-    said = {m for line in board.lines for n in names for m in line.entries[n].marks} | {tables.INCOMPLETE}
-    lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes if mark in said]
-    found = order.order(board)
-    return "\n".join(
-        [*lines, *map(_wrapped, [board.few, order.validity_sentence(board), *([found.primary] if found else [])])]
-    )
+    lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes]
+    remarks = [*board.remarks, board.few, order.validity_sentence(board), *([found.primary] if found else [])]
+    return "\n".join([*lines, *map(_wrapped, remarks)])
 
 
 def _groups(board: Board) -> dict[str, Sequence[Line]]:

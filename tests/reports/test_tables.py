@@ -81,6 +81,32 @@ def test_a_null_on_some_requests_is_said_and_takes_the_place_in_the_order(made):
     assert "on 1 of 2 finished cells, left out of the mean" in dict(board.notes)["a"]
 
 
+def test_reasons_that_differ_in_their_numbers_alone_are_one_footnote(made):
+    notes = [f"the original's own AUC is {auc} (95 % 0.4 to 0.6)" for auc in (0.5, 0.51, 0.52)] + ["no oracles"]
+    rows = [
+        row
+        for i, note in enumerate(notes)
+        for row in made.cells("identities", f"q{i}", "slug", metrics=[{"metric": "mia_sample", "value": None, "note": note}])
+    ]
+    (board,) = boards(made.table(rows), [])
+    assert line(board, "slug").entries["mia_sample"].marks == ("a", "b")
+    assert dict(board.notes) == {"a": "No oracles.", "b": "The original's own AUC is 0.5 (95 % 0.4 to 0.6), and 2 the like."}
+
+
+def test_methods_that_lack_the_same_cells_share_a_footnote(made):
+    rows = [x for m in ("ga", "slug") for x in scored(made, m)] + scored(made, "ft") + scored(made, "ft", "q1")
+    (board,) = boards(made.table(rows), [])
+    assert dict(board.notes)["†"].startswith("ga, slug: 1 of 2 cells finished (q1 not run); ")
+
+
+def test_part_of_a_board_has_its_own_footnotes_lettered_from_the_first(made):
+    null = [{"metric": metric, "value": None, "note": f"no {metric}"} for metric in ("mia_sample", "ks_d")]
+    (board,) = boards(made.table(made.cells("identities", "q0", "ga", metrics=null)), [])
+    part = board.showing(["ks_d"])
+    assert dict(board.notes) == {"a": "No mia_sample.", "b": "No ks_d."} and dict(part.notes) == {"a": "No ks_d."}
+    assert line(part, "ga").entries["ks_d"].marks == ("a",) and [c.name for c in part.columns] == ["ks_d"]
+
+
 def test_an_axis_without_values_on_a_request_is_not_ordered_on(made):
     rows = [x for m in ("slug", "ga") for q in ("q0", "q1") for x in scored(made, m, q, mia=None if q == "q1" else 0.6)]
     (board,) = boards(made.table(rows), [])

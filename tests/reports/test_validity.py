@@ -150,7 +150,6 @@ def test_a_metric_that_cannot_tell_is_shown_and_not_ranked_on(made):
     table = audited(made, original={"fa_at_1": 0.02})
     (board,) = boards(table, [])
     assert board.axes == ("ra@1",) and board.column("fa@1")
-    assert any("fa@1 tells oracles from known bad models with an AUC of 0.500" in sentence for _, sentence in board.notes)
     assert "fa@1 (AUC 0.500)" in order.audit_sentence(board)
     assert boards(audited(made), [])[0].axes == ("fa@1", "ra@1")
 
