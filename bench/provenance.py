@@ -57,13 +57,24 @@ def provenance(device: str) -> dict[str, Any]:
 
     found = {library: version(library) for library in LIBRARIES} | {"slugbench": slugbench.__version__}
     return {
-        "command": shlex.join(["slugbench", *sys.argv[1:]]),
+        "command": shlex.join(["slugbench", *map(shared_form, sys.argv[1:])]),
         "versions": {name: value for name, value in found.items() if value},
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "revision": revision(),
         "hardware": hardware(device),
     }
+
+
+def shared_form(argument: str) -> str:
+    """An argument as a table that others read may have it: a path from the working folder, and of one elsewhere its name.
+
+    Where a folder of one's own lies helps nobody to reproduce, and often says who one is.
+    """
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ._layout import (
     figure_of,
     mark,
     marker_props,
+    small,
 )
 from ._subject import NothingToDraw, Rows, column_of, name_of, one_board
 from .glossary import about, unit_of
@@ -142,13 +143,16 @@ def _panel(ax: Axes, column: Column, lines: Sequence[Line], board: Board) -> Non
         ax.axvline(column.oracle, color=FAINT, lw=0.8, zorder=1)
     if column.chance is not None:
         ax.axvline(column.chance, color=INK, lw=0.6, ls=":", zorder=1)
+    of_column = board.rows[board.rows["metric"] == column.name]
+    span = float(of_column["value"].max() - of_column["value"].min())
     for i, line in enumerate(lines):
         drawn, estimate = look(line.method, control=line.control), line.entries[column.name].estimate
         if estimate.value is None:
             ax.annotate("—", (0.5, i), xycoords=("axes fraction", "data"), ha="center", va="center", color=MUTED)
             continue
-        cells = board.rows[(board.rows["label"] == line.method) & (board.rows["metric"] == column.name)]["value"].dropna()
-        ax.plot(cells, [i] * len(cells), "|", color=drawn.color, ms=4, mew=0.6, alpha=0.5, zorder=2)
+        cells = of_column[of_column["label"] == line.method]["value"].dropna()
+        ticks = _apart(cells, span)
+        ax.plot(ticks, [i] * len(ticks), "|", color=drawn.color, ms=4, mew=0.6, alpha=0.5, zorder=2)
         mark(ax, Spot(line.method, estimate, at(i), drawn, line.control or not line.complete))
     unit = f" ({u})" if (u := unit_of(column.name, column.unit)) else ""
     ax.set_title(f"{column.name}{unit}")
@@ -160,6 +164,11 @@ def _panel(ax: Axes, column: Column, lines: Sequence[Line], board: Board) -> Non
     n_ranked = sum(not x.control for x in lines)
     if 0 < n_ranked < len(lines):
         ax.axhline(n_ranked - 0.5, color=FAINT, lw=0.5)
+
+
+def _apart(values: pd.Series, span: float) -> pd.Series:
+    """Values of which no two would be drawn as one tick: a file holds each by itself, and there are thousands."""
+    return values[~(values / span * 200).round().duplicated()] if span > 0 else values[:1]
 
 
 def critical_difference(
@@ -188,7 +197,8 @@ def critical_difference(
         raise NothingToDraw("ranks compare two methods or more.")
     from scikit_posthocs import critical_difference_diagram
 
-    ax = axes_or_new(ax, width, 0.5 + 0.085 * len(ranks))
+    names = 2 * max(map(len, ranks.index)) * 0.6 * small() / 72  # on both sides of the line
+    ax = axes_or_new(ax, min(max(width, names + 1.6), max(width, PAGE)), 0.5 + 0.085 * len(ranks))
     drawn = {method: look(method) for method in ranks.index}
     made = critical_difference_diagram(
         ranks,

@@ -159,7 +159,7 @@ def name_ends(ax: Axes, spots: Sequence[Spot], *, own: bool) -> None:
     """Write the names of lines to the right of their ends, pushed apart; a legend below where they are too many."""
 
     renderer = _drawn(ax)
-    frame, row = ax.get_window_extent(renderer), 1.2 * _small() * figure_of(ax).dpi / 72
+    frame, row = ax.get_window_extent(renderer), 1.2 * small() * figure_of(ax).dpi / 72
     if len(spots) * row > frame.height:
         return legend({ax: spots}, own=own)
     ordered = sorted(spots, key=lambda spot: spot.at[1])
@@ -171,7 +171,7 @@ def name_ends(ax: Axes, spots: Sequence[Spot], *, own: bool) -> None:
         share = (height - frame.y0) / frame.height
         line = {"arrowstyle": "-", "color": spot.look.color, "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
         ax.annotate(spot.text, spot.at, (1.06, share), xycoords="data", textcoords="axes fraction",
-                    va="center", ha="left", fontsize=_small(), arrowprops=line, annotation_clip=False)  # fmt: skip
+                    va="center", ha="left", fontsize=small(), arrowprops=line, annotation_clip=False)  # fmt: skip
 
 
 def name_level(ax: Axes, height: float, text: str, spots: Sequence[Spot]) -> None:
@@ -180,7 +180,7 @@ def name_level(ax: Axes, height: float, text: str, spots: Sequence[Spot]) -> Non
     renderer = _drawn(ax)
     marks = [_around(x, y, 9) for x, y in (ax.transData.transform(spot.at) for spot in spots)]
     marks += [other.get_window_extent(renderer).extents for other in ax.texts]
-    props: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": MUTED, "fontsize": _small()}
+    props: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": MUTED, "fontsize": small()}
     tried = []
     for end, up in product((1, 0), (True, False)):
         side: Any = {"ha": "right" if end else "left", "va": "bottom" if up else "top"}
@@ -204,14 +204,14 @@ def legend(places: Mapping[Axes, Sequence[Spot]], *, own: bool) -> None:
         Line2D([], [], ls="none", ms=4.5 * s.look.size, **marker_props(s.look, hollow=s.hollow)) for s in spots.values()
     ]
     bounds = figure.bbox if own else ax.get_window_extent()
-    each = max(map(len, spots)) * 0.6 * _small() + 14
+    each = max(map(len, spots)) * 0.6 * small() + 14
     look: Any = {
-        "ncols": int(np.clip(bounds.width / figure.dpi * 72 // each, 1, len(spots))), "fontsize": _small(),
+        "ncols": int(np.clip(bounds.width / figure.dpi * 72 // each, 1, len(spots))), "fontsize": small(),
         "handlelength": 1, "handletextpad": 0.3, "columnspacing": 0.8, "labelspacing": 0.25, "borderpad": 0.2,
     }  # fmt: skip
     if own:
         height = figure.get_figheight()
-        figure.set_figheight(height + 1.5 * _small() / 72 * -(-len(spots) // look["ncols"]))  # about; room to lay it out
+        figure.set_figheight(height + 1.5 * small() / 72 * -(-len(spots) // look["ncols"]))  # about; room to lay it out
         made = figure.legend(handles, list(spots), loc="outside lower center", **look)
         renderer = _drawn(ax)
         figure.set_figheight(height + made.get_window_extent(renderer).height / figure.dpi)
@@ -262,7 +262,7 @@ def _beside(
     order = zip(spots, points, strict=True)
     for spot, point in order if partly else sorted(order, key=lambda pair: tuple(pair[1])):
         color = MUTED if spot.look.color == MUTED else INK
-        text = ax.annotate(spot.text, spot.at, (0, 0), textcoords="offset points", fontsize=_small(), color=color, zorder=5)
+        text = ax.annotate(spot.text, spot.at, (0, 0), textcoords="offset points", fontsize=small(), color=color, zorder=5)
         text.set_in_layout(False)
         size = text.get_window_extent(renderer)
         places = [(p, _box(p, point, size, scale)) for p in _places(size.width / scale, size.height / scale)]
@@ -294,7 +294,7 @@ def _drawn(ax: Axes) -> Any:
     return figure.canvas.get_renderer()
 
 
-def _small() -> float:
+def small() -> float:
     """The size of names, in points: that of the numbers on an axis."""
     import matplotlib
     from matplotlib.font_manager import FontProperties

@@ -15,9 +15,12 @@ from slugbench.bench.frame import normalised
 from . import facts, figures, glossary, looks, order, plots, tables, tuning
 from .tables import Board
 
+ONCE = "Each method once: as tuned, where it was tuned."
 CAPTIONS = {
-    "trade-off": "The dotted cross is the mean oracle. Hollow marks are controls or incomplete; bars are as in the table.",
-    "quality-time": "Lower is nearer to the retrained model, left is cheaper. Time is a median and includes the search.",
+    "trade-off": f"{ONCE} The dotted cross is the mean oracle. Hollow marks are controls or incomplete; bars are as in the "
+    "table.",
+    "quality-time": f"{ONCE} Lower is nearer to the retrained model, left is cheaper. Time is a median and includes the "
+    "search.",
     "profile": "Grey line and band: oracles, mean and one standard deviation. Dotted: chance. Small ticks: single cells.",
 }
 

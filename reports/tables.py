@@ -207,6 +207,13 @@ class Board:
             notes=tuple((letters[mark], sentence) for mark, sentence in self.notes if mark in letters),
         )
 
+    def only(self, methods: Sequence[str]) -> Board:
+        """The board with the lines of these methods alone."""
+        ranked, unranked, controls = (
+            tuple(line for line in lines if line.method in methods) for lines in (self.ranked, self.unranked, self.controls)
+        )
+        return replace(self, ranked=ranked, unranked=unranked, controls=controls)
+
     def n_oracles(self) -> dict[str, int]:
         """By cell, how many oracles its values stand beside, where that was noted."""
         noted = self.rows[self.rows["metric"] == "n_oracles"]

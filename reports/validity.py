@@ -283,9 +283,10 @@ class Audit(NamedTuple):
 
 
 def audits(rows: pd.DataFrame) -> list[Audit]:
-    """The audit of every metric on one board that is no cost, over its single cells."""
+    """The audit of every metric on one board that says how good a model is, over its single cells."""
     known = rows[rows["metric"].notna() & rows["value"].notna()]
-    return [_audit(str(metric), part) for metric, part in known.groupby("metric") if about(str(metric)).kind != "cost"]
+    parts = [(str(metric), part) for metric, part in known.groupby("metric")]
+    return [_audit(metric, part) for metric, part in parts if about(metric).kind not in {"cost", "detail"}]
 
 
 def _audit(metric: str, part: pd.DataFrame) -> Audit:

@@ -107,6 +107,12 @@ def test_part_of_a_board_has_its_own_footnotes_lettered_from_the_first(made):
     assert line(part, "ga").entries["ks_d"].marks == ("a",) and [c.name for c in part.columns] == ["ks_d"]
 
 
+def test_a_board_of_some_methods_has_their_lines_as_they_were(made):
+    (board,) = boards(made.table([x for m in ("ga", "slug", "ft", "oracle") for x in scored(made, m)]), [])
+    few = board.only(["oracle", "slug"])
+    assert few.lines == (line(board, "slug"), line(board, "oracle")) and few.columns == board.columns
+
+
 def test_an_axis_without_values_on_a_request_is_not_ordered_on(made):
     rows = [x for m in ("slug", "ga") for q in ("q0", "q1") for x in scored(made, m, q, mia=None if q == "q1" else 0.6)]
     (board,) = boards(made.table(rows), [])
