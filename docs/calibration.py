@@ -176,7 +176,7 @@ def document(run: Path, n_oracles: int) -> str:
         table(coverage(), numbers_from=1),
         "## Controls",
         "The metrics that catch a control: by which most of its cells are unlike the oracles (≠R), or by which it is worse "
-        f"than they are on average over at least {MIN_REQUESTS} requests, at {CERTAIN:.0%}, since many metrics look at each. "
+        f"than they are on average over at least {MIN_REQUESTS} requests, at {CERTAIN:.0%}, since many look at each. "
         "An oracle in a control's place says how often that is for nothing.",
         table(pd.DataFrame([line for board in boards for line in caught(board)])),
         "## Metric audit",
