@@ -238,9 +238,7 @@ def expand(
     return list(cells.values())
 
 
-def _crossed(
-    suite: Suite, device: str, pool: Pool, variants: Variants, missing: dict[str, str] | None
-) -> Iterator[Cell]:
+def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants, missing: dict[str, str] | None) -> Iterator[Cell]:
     judges = judges_of(suite.metrics)
     specs = [(parse_spec(text), _source("method", text)) for text in _unique(suite.methods)]
     for text in _unique(suite.tasks):

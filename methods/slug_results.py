@@ -100,7 +100,7 @@ class SlugResults:
         if weights is not None:
             tables["layers.csv"] = layers(grads, weights)
         elif grads:
-            remarks.append(f"{len(grads)} pairs of gradients were not read: layers are scored beside weights, by --weights.")
+            remarks.append(f"the gradients of {', '.join(grads)} were not read: layers are scored beside --weights FILE.")
         by_person = {log.request: [other for other in logs if other.request == log.request] for log in logs}
         return Imported(
             SUITE,
@@ -146,7 +146,7 @@ def setting(logs: Iterable[Log], grads: Mapping[str, Path]) -> dict[str, str]:
     known = {name.partition(f"_{model}_")[2] for name in grads for model in models if f"_{model}_" in name}
     if len(known) > 1:
         raise UsageError(f"these gradients are of the weights {', '.join(sorted(known))}; put those of one into a folder.")
-    return {"model": model for model in models} | {"pretrained": tag for tag in known}
+    return {key: value for key, only in (("model", models), ("pretrained", known)) for value in only}
 
 
 # ---------------------------------------------------------------- logs

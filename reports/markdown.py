@@ -13,7 +13,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, order, tables, tuning
+from . import facts, order, published, tables, tuning
 from .tables import Board
 
 
@@ -74,7 +74,8 @@ def _board(board: Board) -> list[str]:
     parts = [f"## {escaped(board.title)}", escaped(extent), table(methods, numbers_from=4)]
     if len(controls):
         parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=3)]
-    parts += [escaped(f"{board.order} {board.few}"), *footnotes(board), *_order(board)]
+    parts += [escaped(f"{board.order} {board.few}"), *footnotes(board)]
+    parts += [escaped(published.sentence(board)), table(published.table(board), numbers_from=2), *_order(board)]
     for title, kinds in FURTHER.items():
         if names := [c.name for c in board.group(*kinds)]:
             parts += [title, table(tables.wide(board, names).drop(columns=["rank", "to oracle"]), numbers_from=2)]

@@ -14,7 +14,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, order, tables
+from . import facts, order, published, tables
 from .glossary import number
 from .statistics import Estimate
 from .tables import Board, Line
@@ -78,9 +78,20 @@ def _board(board: Board) -> str:
     said = {m for line in board.lines for n in names for m in line.entries[n].marks} | {tables.INCOMPLETE}
     lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes if mark in said]
     found = order.order(board)
-    return "\n".join(
-        [*lines, *map(_wrapped, [board.few, order.validity_sentence(board), *([found.primary] if found else [])])]
-    )
+    said = [board.few, order.validity_sentence(board), *([found.primary] if found else [])]
+    return "\n".join([*lines, *map(_wrapped, said), *_published(board)])
+
+
+def _published(board: Board) -> list[str]:
+    """What is published of the board's lines, in as many columns as fit; nothing where nothing is."""
+    table = published.table(board)
+    if not len(table):
+        return []
+    rows = [["", *table.columns], *(["", *map(str, row)] for row in table.itertuples(index=False))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while _total(widths) > WIDTH:
+        widths.pop()
+    return [_wrapped(published.sentence(board)), *(_row(row[: len(widths)], widths) for row in rows)]
 
 
 def _groups(board: Board) -> dict[str, Sequence[Line]]:
