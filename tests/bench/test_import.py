@@ -1,6 +1,7 @@
 """`slugbench import`: what authors' code measured gives the table and the reports that a run gives, apart from the run's."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -12,15 +13,24 @@ from slugbench.reports.tables import boards
 from ..slug_files import LAYER, ORIGINAL, write_gradients, write_log, write_results
 
 
+def take(folder, *arguments):
+    """Take over what is in `results` into `out`."""
+    places = [str(folder / "results"), "--out", str(folder / "out")]
+    return main(["import", "slug-results", *places, "--format", "md", *arguments])
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("taken")
+    write_results(folder / "results")
+    assert take(folder) == 0
+    return folder
+
+
 @pytest.fixture
-def taken(tmp_path, capsys):
-    """A folder of results, taken over into `out`."""
-    assert main(["import", "slug-results", str(write_results(tmp_path / "results")), "--out", str(tmp_path / "out")]) == 0
-    return tmp_path
-
-
-def again(folder, *arguments):
-    return main(["import", "slug-results", str(folder / "results"), "--out", str(folder / "out"), *arguments])
+def taken(once, tmp_path):
+    """A folder of results, taken over, of the test's own."""
+    return shutil.copytree(once, tmp_path / "taken")
 
 
 def test_results_become_rows_that_say_where_they_are_from(taken):
@@ -35,17 +45,17 @@ def test_results_become_rows_that_say_where_they_are_from(taken):
 
 def test_the_other_tables_lie_beside_it(taken):
     assert len(pd.read_csv(taken / "out" / "searches.csv")) == 9 and not (taken / "out" / "layers.csv").exists()
-    assert again(taken, "--weights", str(taken / "results" / "weights.pt")) == 0
+    assert take(taken, "--weights", str(taken / "results" / "weights.pt")) == 0
     assert {"layer", "tower", "importance", "alignment"} < set(pd.read_csv(taken / "out" / "layers.csv"))
 
 
 def test_taking_over_again_does_nothing_and_a_changed_log_replaces_its_result(taken, capsys):
     before = (taken / "out" / "table.parquet").read_bytes()
-    assert again(taken) == 0
+    assert take(taken) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert (taken / "out" / "table.parquet").read_bytes() == before
     write_log(taken / "results", "Taylor_Swift", LAYER, [(-0.5, (0.04, *ORIGINAL[1:]))])
-    assert again(taken) == 0
+    assert take(taken) == 0
     frame = pd.read_parquet(taken / "out" / "table.parquet")
     assert frame.query("request == 'Taylor_Swift' and method == 'slug' and metric == 'fa@1'").value.tolist() == [0.04]
 
@@ -62,12 +72,13 @@ def test_imported_lines_never_merge_with_measured_ones(taken):
 
 def test_reports_show_them_as_imported(taken):
     assert "| slug (imported) |" in (taken / "out" / "report" / "leaderboard.md").read_text()
-    assert "slug (imported)" in (taken / "out" / "report" / "index.html").read_text()
+    assert take(taken, "--format", "text") == 0
+    assert "slug (imported)" in (taken / "out" / "report" / "leaderboard.txt").read_text()
 
 
 def test_gradients_alone_give_the_layers_table(tmp_path, capsys):
     write_gradients(tmp_path / "results", "Elon_Musk")
-    assert again(tmp_path, "--weights", str(tmp_path / "results" / "weights.pt")) == 0
+    assert take(tmp_path, "--weights", str(tmp_path / "results" / "weights.pt")) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'layers.csv'}\n"
 
 
@@ -97,5 +108,5 @@ def test_a_bad_argument_is_one_sentence(tmp_path, monkeypatch, capsys, arguments
 
 def test_somebody_whom_the_task_does_not_know_is_named(tmp_path, capsys):
     write_log(tmp_path / "results", "Elon_Mask", LAYER, [(-0.5, ORIGINAL)])
-    assert again(tmp_path) == 2
+    assert take(tmp_path) == 2
     assert "has no request 'Elon_Mask' (did you mean 'Elon_Musk'?)" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -75,8 +76,6 @@ def test_layers_are_scored_by_norms_and_cosine_beside_the_weights(tmp_path):
 
 
 def test_the_layer_map_is_drawn_from_the_table_of_layers(tmp_path):
-    import pandas as pd
-
     write_gradients(tmp_path, "Elon_Musk")
     table = read(tmp_path, tmp_path / "weights.pt").tables["layers.csv"]
     table.to_csv(tmp_path / "layers.csv", index=False)
@@ -96,8 +95,9 @@ def test_weights_may_be_safetensors_or_a_training_checkpoint(tmp_path):
     write_gradients(tmp_path, "Elon_Musk")
     save_file(tensors(0), tmp_path / "w.safetensors")
     torch.save({"epoch": 3, "state_dict": {f"module.{name}": x for name, x in tensors(0).items()}}, tmp_path / "epoch.pt")
-    tables = [read(tmp_path, tmp_path / name).tables["layers.csv"] for name in ("weights.pt", "w.safetensors", "epoch.pt")]
-    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+    first, *others = (read(tmp_path, tmp_path / x).tables["layers.csv"] for x in ("weights.pt", "w.safetensors", "epoch.pt"))
+    for table in others:  # where tensors lie in memory decides on the last bit of an inner product
+        pd.testing.assert_frame_equal(table, first, rtol=1e-6)
 
 
 class Touches:
