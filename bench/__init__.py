@@ -4,9 +4,9 @@ Authors of plug-ins import everything they need from here.
 """
 
 from .artifacts import cached, digest, file_digest
-from .errors import BudgetExceeded, GateError, MissingDependency, SlugbenchError, UsageError
+from .errors import BudgetExceeded, GateError, MissingData, MissingDependency, SlugbenchError, UsageError
 from .provenance import RESULT_VERSION
-from .registry import method, metric, report, task
+from .registry import importer, method, metric, report, task
 from .splits import TensorSplit
 from .types import (
     Answers,
@@ -14,12 +14,14 @@ from .types import (
     Budget,
     Cost,
     Gate,
+    Imported,
     Listed,
     Model,
     Noised,
     Objective,
     Outcome,
     Request,
+    Result,
     Row,
     Scored,
     Scores,
@@ -43,13 +45,16 @@ __all__ = [
     "Cost",
     "Gate",
     "GateError",
+    "Imported",
     "Listed",
+    "MissingData",
     "MissingDependency",
     "Model",
     "Noised",
     "Objective",
     "Outcome",
     "Request",
+    "Result",
     "Row",
     "Scored",
     "Scores",
@@ -68,6 +73,7 @@ __all__ = [
     "cached",
     "digest",
     "file_digest",
+    "importer",
     "method",
     "metric",
     "report",

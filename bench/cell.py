@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -299,6 +299,11 @@ def _of_oracle(
     answers = tuple(trial.oracles[o] for o in others)
     outcome = Outcome(trial, trial.oracles[oracle], answers, model, others=tuple(others))
     return {value.name: _finite(value.value) for value in metric(outcome)}
+
+
+def rows_without_oracle(values: Iterable[Value]) -> list[dict[str, Any]]:
+    """What the table has of values beside which no oracle stands."""
+    return [_facts(value, []) for value in values]
 
 
 def _facts(value: Value, references: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     _add_run(sub)
     _add_tune(sub)
     _add_score(sub)
+    _add_import(sub)
+    _add_reproduce(sub)
     _add_status(sub)
     _add_report(sub)
     _add_doctor(sub)
@@ -146,6 +148,35 @@ def _add_score(sub: Any) -> None:
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--threads", type=_positive(int), help="torch threads (default: one a core)")
     command.add_argument("--format", default=DEFAULT_FORMATS, help="reports to write (default: %(default)s)")
+    _add_plugin(command)
+
+
+def _add_import(sub: Any) -> None:
+    command = _command(sub, "import", commands.import_, "take over what a method's authors measured, and report as of a run")
+    command.add_argument("source", help="of `slugbench list importers`, such as slug-results")
+    command.add_argument("folder", type=Path, metavar="DIR", help="the results, laid out as the authors' code does")
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of cells, table and report; extended if it is there"
+    )
+    command.add_argument(
+        "--task", metavar="SPEC", help="the task that they are of (default: that of the suite which repeats them)"
+    )
+    command.add_argument("--weights", type=Path, metavar="FILE", help="the original's weights, to score layers by gradients")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda", help="beside whose runs they stand (default: %(default)s)"
+    )
+    command.add_argument("--threads", type=_positive(int), default=1, help="the same (default: %(default)s)")
+    command.add_argument("--format", default=DEFAULT_FORMATS, help="reports to write (default: %(default)s)")
+    _add_plugin(command)
+
+
+def _add_reproduce(sub: Any) -> None:
+    command = _command(
+        sub, "reproduce", commands.reproduce, "plan a published experiment as it was done, and say how to run it"
+    )
+    command.add_argument("name", help="the experiment, such as clip-celeba")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write its suite there, to be changed")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     _add_plugin(command)
 
 

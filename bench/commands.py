@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .forecast import Forecast
-    from .plan import Cell, Suite
+    from .plan import Cell, Suite, Variants
     from .runner import Finished, Job, Settings
     from .store import Store
     from .tuning import Choice
 
 EXIT_NOT_ALL_OK = 3
 EXIT_GATE = 4
-LISTED = ("methods", "tasks", "metrics", "suites", "reports")
+LISTED = ("methods", "tasks", "metrics", "suites", "reports", "importers")
 
 
 # ---------------------------------------------------------------- list, plan
@@ -68,21 +68,31 @@ def _print_entry(kind: Any, name: str) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """`slugbench plan`."""
-    from . import forecast, power
-    from .plan import expand
-    from .store import read_cell
+    """`slugbench plan`: 2 when a task lacks what it runs on; what the others come to is told all the same."""
     from .tuning import variants
 
     load(arguments.plugin)
-    suite, device = _suite(arguments), _device(arguments.device)
-    cells = expand(suite, device=device, variants=variants(_tuned(arguments)))
+    return _print_plan(_suite(arguments), _device(arguments.device), variants(_tuned(arguments)), arguments.out)
+
+
+def _print_plan(suite: Suite, device: str, variants: Variants, out: Path | None) -> int:
+    """What is to be done, how long it takes and what it can resolve; the exit code."""
+    from . import forecast, power
+    from .plan import expand
+    from .store import read_cell
+
+    missing: dict[str, str] = {}
+    cells = expand(suite, device=device, variants=variants, missing=missing)
     done: dict[str, dict[str, Any]] = {}
-    for cell in cells if arguments.out else ():
-        record = read_cell(arguments.out / "cells" / cell.name, arguments.out / "arrays")
-        if record is not None and record["key"] == cell.key:
-            done[cell.name] = record
-    print(f"suite {suite.name}: {len(cells)} cells on {device}, {len(done)} done")
+    if out is not None:
+        found = {cell.name: read_cell(out / "cells" / cell.name, out / "arrays") for cell in cells}
+        done = {cell.name: record for cell in cells if (record := found[cell.name]) and record["key"] == cell.key}
+    without = f", without {len(missing)} of {len(suite.tasks)} tasks, which cannot run yet:" if missing else ""
+    print(f"suite {suite.name}: {len(cells)} cells on {device}, {len(done)} done{without}")
+    for task, sentence in missing.items():
+        print(f"  {task}: {sentence}")
+    if not cells:
+        return UsageError.exit_code
     print(_time_sentence(forecast.forecast(cells, done), _places(suite, device)))
     print(f"  limits: {suite.timeout:g} s and {suite.memory:g} GB a cell, {suite.threads} thread(s)")
     for (task, request, pool), n in Counter((cell.task, cell.request, cell.pool) for cell in cells).items():
@@ -91,7 +101,40 @@ def plan(arguments: argparse.Namespace) -> int:
     print("\n".join(f"  {line}" for line in power.assumptions()))
     for comparison in power.comparisons(cells):
         print("\n".join(f"  {line}" for line in power.sentences(comparison)))
-    return 0
+    return UsageError.exit_code if missing else 0
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """`slugbench reproduce`: the plan of a published experiment, and the commands that run it."""
+    from .plan import load_suite, reproductions, suite_text
+    from .registry import did_you_mean
+
+    load(_absolute(arguments.plugin))
+    name, known = arguments.name, reproductions()
+    if name not in known:
+        raise UsageError(
+            f"there is no published experiment '{name}' to repeat{did_you_mean(name, known)}; there is {', '.join(known)}."
+        )
+    code = _print_plan(load_suite(name), _device(arguments.device), {}, None)
+    file = name
+    if arguments.out is not None:
+        file = str(_written_once(arguments.out / f"{name}.toml", suite_text(name)))
+    print("to run it:")
+    for task in load_suite(file).tasks:
+        print(f"  slugbench doctor {task}")
+    print(f"  slugbench run {file} --out runs/{name}")
+    return code
+
+
+def _written_once(path: Path, text: str) -> Path:
+    """The path of a file with that text, which is there now; one that somebody has changed since is kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(text)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror or error}); choose another --out.") from error
+    return path
 
 
 def _time_sentence(found: Forecast, places: int) -> str:
@@ -544,6 +587,46 @@ def _counting(what: str) -> Iterator[Any]:
             print(f"{done} of {total} {what}", flush=True)
 
     yield plain
+
+
+# ---------------------------------------------------------------- import
+
+
+def import_(arguments: argparse.Namespace) -> int:
+    """`slugbench import`: table and report of what other code measured."""
+    from . import importing, provenance
+    from .plan import Suite, load_suite
+
+    load(_absolute(arguments.plugin), kinds=("importer", "task"))
+    source, device, reports = arguments.source, arguments.device, _reports(f"text,{arguments.format}")
+    found = importing.read(source, arguments.folder, arguments.weights)
+    for name, table in found.tables.items():
+        _write_table(arguments.out / name, table)
+    print("\n".join(found.remarks), end="\n" if found.remarks else "")
+    if not found.results:
+        print("\n".join(str(arguments.out / name) for name in found.tables) or f"there is no result in {arguments.folder}")
+        return 0
+    task = arguments.task or load_suite(found.suite).tasks[0]
+    made = importing.cells(found, source, task, threads=arguments.threads, device=device)
+    methods = list(dict.fromkeys(result.method for result in found.results))
+    suite = Suite(name=source, tasks=[task], methods=methods, metrics=[], threads=arguments.threads)
+    with _store(arguments.out, suite, device) as store:
+        new = [(cell, record) for cell, record in made if store.finished(cell) is None]
+        if new:
+            facts = importing.origin(found, source, device)
+            mark = provenance.digest(facts)[:12]
+            _note_run(store, suite, device, {mark: facts})
+            for cell, record in new:
+                store.commit(cell, {**record, "provenance": mark}, store.scratch_for(cell))
+        return _conclude(store, [cell for cell, _ in made], arguments.format, reports)
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror or error}); choose another --out.") from error
 
 
 # ---------------------------------------------------------------- status, report

@@ -15,6 +15,10 @@ class UsageError(SlugbenchError):
     exit_code = 2
 
 
+class MissingData(UsageError):
+    """What a task runs on is not there, or not as it has to be: data, weights or trained models. Exit code 2."""
+
+
 class GateError(SlugbenchError):
     """An acceptance gate failed: the models at hand cannot carry the comparison. Exit code 4."""
 

@@ -6,22 +6,24 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import pydantic
 
 from .artifacts import digest
-from .errors import UsageError
+from .errors import MissingData, UsageError
 from .provenance import RESULT_VERSION, keyed_versions, source_digest
 from .registry import REGISTRY, Kind, Spec, did_you_mean, parse_spec
 from .types import Listed, Pool, Task, needs_model
 
 REPORTED_POOL: Pool = "test"
+T = TypeVar("T")
 TUNED = ".tuned.toml"
 """How the file of tuned parameters that ships beside a suite's ends."""
 
@@ -158,7 +160,7 @@ def load_suite(name: str) -> Suite:
             raise UsageError(
                 f"there is no suite '{name}'{did_you_mean(name, suite_names())}; there is {known}, or give a .toml file."
             )
-        return _parse_suite((resources.files(__package__) / "suites" / f"{name}.toml").read_text(), name)
+        return _parse_suite(suite_text(name), name)
     try:
         text = Path(name).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -189,11 +191,28 @@ def _sentence(error: pydantic.ValidationError) -> str:
     return f"{key} = {first['input']!r} does not do: {message}"
 
 
+def suite_text(name: str) -> str:
+    """The file of a suite that ships with the package."""
+    return (resources.files(__package__) / "suites" / f"{name}.toml").read_text()
+
+
+def reproductions() -> list[str]:
+    """The shipped suites that repeat a published experiment: all of their tasks evaluate as papers did."""
+    texts = {name: load_suite(name).tasks for name in suite_names()}
+    published = {"protocol": "published"}.items()
+    return [name for name, tasks in texts.items() if all(published <= parse_spec(text).params.items() for text in tasks)]
+
+
 # ---------------------------------------------------------------- expansion
 
 
 def expand(
-    suite: Suite, *, device: str, pool: Pool = REPORTED_POOL, variants: Variants = MappingProxyType({})
+    suite: Suite,
+    *,
+    device: str,
+    pool: Pool = REPORTED_POOL,
+    variants: Variants = MappingProxyType({}),
+    missing: dict[str, str] | None = None,
 ) -> list[Cell]:
     """All cells of a suite, in the order of its lists; those of further crossings follow.
 
@@ -202,22 +221,24 @@ def expand(
         device: `cpu` or `cuda`.
         pool: where the requests are from, unless the suite names them.
         variants: further parameters of methods, by task; a method to which the suite gives parameters has none.
+        missing: gets, by task, what it lacks, in a sentence; its cells are then left out.
 
     Raises:
+        MissingData: a task lacks what it runs on, and nobody asked for `missing`.
         UsageError: an unknown or ill-parameterised task, method, metric, request or seed.
     """
     cells: dict[str, Cell] = {}
     for part in suite.parts():
-        for cell in _crossed(part, device, pool, variants):
+        for cell in _crossed(part, device, pool, variants, missing):
             known = cells.get(cell.name, cell)  # two specs, or two parts, may come to the same
             judges = {judge.spec: judge for judge in (*known.judges, *cell.judges)}
             cells[cell.name] = dataclasses.replace(known, judges=tuple(judges.values()))
-    if not cells:
+    if not cells and not missing:
         raise UsageError("this plan has no cells: it needs at least one request, base seed and method seed.")
     return list(cells.values())
 
 
-def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants) -> Iterator[Cell]:
+def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants, missing: dict[str, str] | None) -> Iterator[Cell]:
     judges = judges_of(suite.metrics)
     specs = [(parse_spec(text), _source("method", text)) for text in _unique(suite.methods)]
     for text in _unique(suite.tasks):
@@ -230,10 +251,18 @@ def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants) -> Itera
         ]
         _check_seeds(spec.name, task, suite.base_seeds)
         source = _source("task", text)
-        for listed, base_seed in product(select(spec.name, task, suite.requests, pool), suite.base_seeds):
+        try:
+            asked = list(product(select(spec.name, task, suite.requests, pool), suite.base_seeds))
+            contents = [_of_its_data(partial(task.fingerprint, listed.id, seed)) for listed, seed in asked]
+        except MissingData as error:
+            if missing is None:
+                raise
+            missing.setdefault(text, str(error))
+            continue
+        for (listed, base_seed), content in zip(asked, contents, strict=True):
             facts = {
                 **{"task": spec.name, "task_params": params, "task_source": source, "request": listed.id},
-                **{"base_seed": base_seed, "content": task.fingerprint(listed.id, base_seed)},
+                **{"base_seed": base_seed, "content": content},
                 **{"threads": suite.threads, "device": device, "version": RESULT_VERSION, "libraries": keyed_versions()},
             }
             trial_key = digest(facts)
@@ -244,6 +273,18 @@ def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants) -> Itera
                     spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
                     method.name, method_params, method_seed, suite.threads, device, key, trial_key, judges,
                 )  # fmt: skip
+
+
+def _of_its_data(said: Callable[[], T]) -> T:
+    """What a task says of its data; what it refuses is then the data's fault.
+
+    Raises:
+        MissingData: in its own sentence.
+    """
+    try:
+        return said()
+    except UsageError as error:
+        raise MissingData(str(error)) from error
 
 
 def task_key(name: str, params: Mapping[str, Any]) -> tuple[str, str]:
@@ -260,7 +301,7 @@ def select(
     name: str, task: Task, wanted: int | dict[str, int | list[str]] | None, pool: Pool = REPORTED_POOL
 ) -> list[Listed]:
     """The requests a suite asks of a task: the first ones of a pool, all of them, or those named."""
-    listed = task.requests()
+    listed = _of_its_data(task.requests)
     mine = wanted.get(name) if isinstance(wanted, dict) else wanted
     if mine is None or isinstance(mine, int):
         pooled = [request for request in listed if request.pool == pool]

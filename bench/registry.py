@@ -1,4 +1,4 @@
-"""Finds methods, tasks, metrics and reports, and turns `name:key=value` into one of them.
+"""Finds methods, tasks, metrics, reports and importers, and turns `name:key=value` into one of them.
 
 Three sources: our own folders (dropping a file is the registration), the entry-point group `slugbench` of installed
 packages, and `--plugin FILE.py | package.module`. A source that does not load is remembered and reported, and never
@@ -25,9 +25,15 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import UsageError
 
-Kind = Literal["method", "task", "metric", "report"]
-KINDS: tuple[Kind, ...] = ("method", "task", "metric", "report")
-FOLDERS: dict[Kind, str] = {"method": "methods", "task": "tasks", "metric": "metrics", "report": "reports"}
+Kind = Literal["method", "task", "metric", "report", "importer"]
+KINDS: tuple[Kind, ...] = ("method", "task", "metric", "report", "importer")
+FOLDERS: dict[Kind, str] = {
+    "method": "methods",
+    "task": "tasks",
+    "metric": "metrics",
+    "report": "reports",
+    "importer": "methods",  # of what a method's authors left
+}
 PACKAGE = __name__.split(".")[0]
 T = TypeVar("T", bound=type)
 
@@ -131,7 +137,7 @@ class Registry:
 
     def load_builtin(self, kinds: Iterable[Kind] = KINDS) -> None:
         """Import every module of our own folders of these kinds."""
-        for folder in (FOLDERS[kind] for kind in kinds):
+        for folder in dict.fromkeys(FOLDERS[kind] for kind in kinds):
             package = importlib.import_module(f"{PACKAGE}.{folder}")
             for info in pkgutil.iter_modules(package.__path__):
                 self._guard(f"{PACKAGE}.{folder}.{info.name}", importlib.import_module)
@@ -217,6 +223,11 @@ def metric(name: str) -> Callable[[T], T]:
 def report(name: str) -> Callable[[T], T]:
     """Register a frozen dataclass with `__call__(self, frame, runs, out) -> list[Path]` as a report."""
     return _register("report", name, ("frame", "runs", "out"))
+
+
+def importer(name: str) -> Callable[[T], T]:
+    """Register a frozen dataclass with `__call__(self, folder, weights) -> Imported` as an importer."""
+    return _register("importer", name, ("folder", "weights"))
 
 
 def _register(kind: Kind, name: str, arguments: tuple[str, ...] | None, **flags: Any) -> Callable[[T], T]:

@@ -540,6 +540,48 @@ class Report(Protocol):
     def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]: ...
 
 
+class Result(NamedTuple):
+    """What other code measured of one model: values without intervals, since images are not known."""
+
+    request: str
+    """The task's name for it."""
+    method: str
+    values: tuple[Value, ...]
+
+
+class Imported(NamedTuple):
+    """What a folder of another code's results comes to."""
+
+    suite: str
+    """The suite that repeats the experiment; by default the results are of its first task."""
+    params: Mapping[str, str]
+    """Parameters of the task that the files speak of, which it therefore has to have."""
+    results: tuple[Result, ...]
+    tables: Mapping[str, pd.DataFrame]
+    """By the file's name what else was found, to be written beside the table."""
+    content: str
+    """Digest of the files that values come from."""
+    remarks: tuple[str, ...] = ()
+    """What was left aside and why, a sentence each."""
+
+
+@runtime_checkable
+class Importer(Protocol):
+    """A frozen dataclass that reads what the code of a method's authors left."""
+
+    def __call__(self, folder: Path, weights: Path | None) -> Imported:
+        """Read a folder.
+
+        Args:
+            folder: with the authors' files, laid out as their code does.
+            weights: a file of the original's weights, for what can only be said beside them.
+
+        Raises:
+            UsageError: there is nothing to read, or a file is not of the authors' form; names the file.
+        """
+        ...
+
+
 # ---------------------------------------------------------------- the table
 
 

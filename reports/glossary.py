@@ -152,6 +152,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "epsilon score",
         "Mean over images of 2 to the power of minus the whole half nats of epsilon.",
     ),
+    (
+        r"mia_cc3m",
+        "privacy",
+        "membership attack against CC3M, accuracy",
+        "The same with pictures of another collection as the unseen ones, which tells where a picture is from, too.",
+    ),
     (r"mia_\w+", "privacy", "membership attack", "How well an attacker tells members from non-members."),
     (
         r"ks_d",

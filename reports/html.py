@@ -12,7 +12,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, figures, glossary, looks, order, plots, tables, tuning
+from . import facts, figures, glossary, looks, order, plots, published, tables, tuning
 from .tables import Board
 
 ONCE = "Each method once: as tuned, where it was tuned."
@@ -61,6 +61,7 @@ def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
         about=glossary.about,
         tables=tables,
         order=order,
+        published=published,
         anchor=figures.slug_of,
         key=_key,
         troubled=tables.troubled(frame, runs).to_dict("records"),

@@ -17,7 +17,7 @@ import pandas as pd
 from slugbench.bench import UsageError, report
 from slugbench.bench.frame import normalised
 
-from . import facts
+from . import facts, published
 from .figures import slug_of
 from .glossary import number
 from .plots import memory_of
@@ -126,7 +126,7 @@ def caption(board: Board, suite: str) -> str:
 def body(board: Board, columns: Sequence[Column]) -> list[str]:
     """The methods' rows; those that are not ordered after a gap, the controls after a rule."""
     tied = {c.name: tied_with_best(board, c) for c in columns}
-    first = tied_with_first(board)
+    first, known = tied_with_first(board), published.beside(board)
     lines: list[str] = []
     for part, before in ((board.ranked, ""), (board.unranked, r"\addlinespace[5pt]"), (board.controls, r"\midrule")):
         if part and lines and before:
@@ -134,6 +134,9 @@ def body(board: Board, columns: Sequence[Column]) -> list[str]:
         for i, line in enumerate(part):
             lines += [r"\addlinespace[2pt]"] if i else []
             lines += method_rows(board, line, columns, tied, first)
+            printed = [published.text(known.get((line.method, c.name)), c.name) for c in columns]
+            if any(printed):
+                lines.append(row(["", r"{\scriptsize published}", "", *(_small(_minus(escaped(x))) for x in printed)]))
     return lines
 
 
@@ -155,12 +158,16 @@ def method_rows(
         below.append(spread(entry.estimate, c))
     if not any(below):
         return [row(above)]
-    return [row(above).replace(r" \\", r" \\[-1pt]"), row(["", "", *(rf"{{\scriptsize {x}}}" if x else "" for x in below)])]
+    return [row(above).replace(r" \\", r" \\[-1pt]"), row(["", "", *map(_small, below)])]
 
 
 def row(cells: Sequence[str]) -> str:
     """Cells of one line of the table."""
     return " & ".join(cells) + r" \\"
+
+
+def _small(text: str) -> str:
+    return rf"{{\scriptsize {text}}}" if text else ""
 
 
 def spread(estimate: Estimate | None, column: Column | None = None) -> str:
@@ -201,7 +208,7 @@ def notes(board: Board) -> list[tuple[str, str]]:
         for line in board.lines
         if line.failures
     ]
-    found = [("", escaped(sentence)) for sentence in (read, board.order, *board.remarks)]
+    found = [("", escaped(sentence)) for sentence in (read, board.order, *board.remarks, published.sentence(board)) if sentence]
     found += [(escaped(mark), escaped(sentence)) for mark, sentence in board.notes]
     return found + ([(FAILED, escaped(f"Failure classes. {'; '.join(failures)}."))] if failures else [])
 

@@ -13,7 +13,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, order, tables, tuning
+from . import facts, order, published, tables, tuning
 from .tables import Board
 
 
@@ -73,7 +73,8 @@ def _board(board: Board) -> list[str]:
     parts = [f"## {escaped(board.title)}", escaped(extent), table(methods, numbers_from=4)]
     if len(controls):
         parts += ["Controls: reference points, never ordered.", table(controls, numbers_from=3)]
-    parts += [escaped(f"{board.order} {board.few}"), *footnotes(main), *map(escaped, board.remarks), *_order(board)]
+    parts += [escaped(f"{board.order} {board.few}"), *footnotes(main), *map(escaped, board.remarks)]
+    parts += [escaped(published.sentence(board)), table(published.table(board), numbers_from=2), *_order(board)]
     for title, kinds in FURTHER.items():
         parts += part_of(board, title, [c.name for c in board.group(*kinds)])
     parts += part_of(board, "Costs: median over cells (lowest..highest).", [c.name for c in board.costs()])

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -39,6 +39,8 @@ UNLIKE = " ≠R"
 """After a cell's value that no further oracle would be expected to have."""
 TUNED = " (tuned"
 """In a label what follows the method's name where its parameters are tuned."""
+IMPORTED = " (imported)"
+"""After the name of a method that other code ran: not the method that is measured here, whatever its name."""
 
 
 class Column(NamedTuple):
@@ -271,7 +273,7 @@ def labelled(frame: pd.DataFrame, controls: Iterable[str], tuned: Iterable[Choic
 
     `label`: a method, with the parameters in which its variants differ; tuned ones are apart, `salun (tuned)`.
     `tuned`, `kept`: whether the parameters are what tuning chose and differ from, or are, the defaults. `control`.
-    `joint`. `samples`: the request has no targets, but training samples to forget.
+    `joint`. `samples`: the request has no targets, but training samples to forget. What was imported is another method.
     """
     rows = normalised(frame)
     changed = {choice.setting: bool(choice.changed) for choice in tuned}
@@ -279,12 +281,14 @@ def labelled(frame: pd.DataFrame, controls: Iterable[str], tuned: Iterable[Choic
         changed.get(s) for s in rows[["task", "task_params", "method", "method_params"]].itertuples(index=False, name=None)
     ]
     rows["tuned"], rows["kept"] = [f is True for f in found], [f is False for f in found]
+    rows["control"] = rows["method"].isin(set(controls))
+    imported = [params for params in set(rows["method_params"]) if "imported" in _loads(params, {})]
+    rows.loc[rows["method_params"].isin(imported), "method"] += IMPORTED
     rows["label"] = ""
     for (_, _, method, is_tuned), part in rows.groupby(["task", "task_params", "method", "tuned"]):
         texts = {params: _difference(params, set(part["method_params"])) for params in set(part["method_params"])}
         labels = {params: _label(str(method), bool(is_tuned), text) for params, text in texts.items()}
         rows.loc[part.index, "label"] = part["method_params"].map(labels)
-    rows["control"] = rows["method"].isin(set(controls))
     rows["joint"] = [len(_loads(t, [])) > 1 for t in rows["targets"]]
     rows["samples"] = rows["targets"] == "[]"
     return rows
@@ -500,8 +504,11 @@ def wide(board: Board, metrics: Sequence[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame.from_records(records, columns=["rank", "method", "ok", "to oracle", *(c.heading for c in columns)])
 
 
-def tidy(board: Board) -> pd.DataFrame:
-    """The board's numbers in full, one row a method and metric; the order's distance is the metric `distance`."""
+def tidy(board: Board, more: Callable[[Line, Column], Mapping[str, Any]] = lambda line, column: {}) -> pd.DataFrame:
+    """The board's numbers in full, one row a method and metric; the order's distance is the metric `distance`.
+
+    `more` gives further columns of a metric's row.
+    """
     keys = {"task": board.task, "task_params": board.rows["task_params"].iloc[0], "device": board.rows["device"].iloc[0]}
     keys |= {"threads": board.rows["threads"].iloc[0], "pool": board.pool, "joint": board.joint}
     keys["samples"] = board.samples
@@ -519,7 +526,8 @@ def tidy(board: Board) -> pd.DataFrame:
             entry = line.entries[c.name]
             facts: dict[str, Any] = {"metric": c.name, "better": c.better, "unit": c.unit} | entry.estimate._asdict()
             facts |= {"gap": entry.gap, "oracle_mean": c.oracle, "oracle_sd": c.oracle_sd, "chance": c.chance}
-            records.append(keys | who | facts | {"note": " ".join(said.get(m, "") for m in entry.marks).strip()})
+            facts |= {"note": " ".join(said.get(m, "") for m in entry.marks).strip()}
+            records.append(keys | who | facts | dict(more(line, c)))
     return pd.DataFrame.from_records(records)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import facts, order, tables
+from . import facts, order, published, tables
 from .glossary import number
 from .statistics import Estimate
 from .tables import Board, Line
@@ -58,7 +58,7 @@ def _trouble(cell: Mapping[Hashable, Any]) -> str:
 def _board(board: Board) -> str:
     names = tables.headline(board)
     found = order.order(board)
-    board = board.showing(names)
+    whole, board = board, board.showing(names)
     head = ["rank", "method", "cells", "to oracle ↓", *(c.heading for n in names if (c := board.column(n)))]
     body = {kind: [_cells(line, board, names) for line in lines] for kind, lines in _groups(board).items()}
     rows = [head, *(row for group in body.values() for row in group)]
@@ -79,7 +79,19 @@ def _board(board: Board) -> str:
     lines.append("-" * _total(widths))
     lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes]
     remarks = [*board.remarks, board.few, order.validity_sentence(board), *([found.primary] if found else [])]
-    return "\n".join([*lines, *map(_wrapped, remarks)])
+    return "\n".join([*lines, *map(_wrapped, remarks), *_published(whole)])
+
+
+def _published(board: Board) -> list[str]:
+    """What is published of the board's lines, in as many columns as fit; nothing where nothing is."""
+    table = published.table(board)
+    if not len(table):
+        return []
+    rows = [["", *table.columns], *(["", *map(str, row)] for row in table.itertuples(index=False))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while _total(widths) > WIDTH:
+        widths.pop()
+    return [_wrapped(published.sentence(board)), *(_row(row[: len(widths)], widths) for row in rows)]
 
 
 def _groups(board: Board) -> dict[str, Sequence[Line]]:

@@ -12,7 +12,7 @@ import pandas as pd
 from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
-from . import tables
+from . import published, tables
 
 
 @report("csv")
@@ -24,8 +24,13 @@ class Csv:
         """Write `leaderboard.csv` (a row per board, method and metric) and `table.csv` (a row per cell and metric)."""
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        boards = [tables.tidy(board) for board in tables.boards(frame, runs)]
+        boards = [_numbers(board) for board in tables.boards(frame, runs)]
         leaderboard = pd.concat(boards, ignore_index=True) if boards else pd.DataFrame()
         leaderboard.to_csv(out / "leaderboard.csv", index=False)
         normalised(frame).to_csv(out / "table.csv", index=False)
         return [out / "leaderboard.csv", out / "table.csv"]
+
+
+def _numbers(board: tables.Board) -> pd.DataFrame:
+    known = published.beside(board)
+    return tables.tidy(board, lambda line, column: published.facts(known.get((line.method, column.name))))

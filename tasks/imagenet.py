@@ -86,7 +86,8 @@ class ImageNet:
     def fingerprint(self, request_id: str, base_seed: int) -> str:
         """Digest of the weights and of all pictures, by what they serve for; downloads the weights if need be."""
         _check_seed(base_seed)
-        return digest({"weights": self._weights.digest(), "pictures": self._dealt(request_id).contents()})
+        pictures = self._dealt(request_id).contents()  # first: it says what is wrong with the data
+        return digest({"weights": self._weights.digest(), "pictures": pictures})
 
     def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
         """The original knows each target; and which activation it ran with."""
