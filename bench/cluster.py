@@ -6,6 +6,7 @@ folders that the machines share.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import platform
@@ -20,8 +21,8 @@ from .registry import is_file
 if TYPE_CHECKING:
     from distributed import Client
 
-PATIENCE_SECONDS = 15.0
-"""How long a scheduler may take to answer, and a worker to be there."""
+PATIENCE_SECONDS = 10.0
+"""How long a scheduler may take to answer, and its first worker to come."""
 
 
 class Plugin(NamedTuple):
@@ -49,50 +50,54 @@ def places(address: str) -> int:
     """How many cells the workers of a scheduler run at a time.
 
     Raises:
-        UsageError: no scheduler answers there, or it has no worker.
+        UsageError: the package is missing, no scheduler answers there, or it has no worker.
     """
-    with connected(address) as client:
-        try:
-            client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
-        except TimeoutError:
-            raise UsageError(
-                f"the scheduler at {address} has no worker; start some with `dask worker {address} --nthreads 1`."
-            ) from None
-        return sum(client.nthreads().values())
+    try:
+        from distributed import Security, rpc
+    except ImportError as error:
+        raise UsageError("--backend dask needs the package distributed: pip install 'slugbench[dask]'.") from error
+    answered = False
+
+    async def threads() -> int:  # not by a client: one that finds nobody takes its time, and more to be closed
+        nonlocal answered
+        connection = Security().get_connection_args("client")
+        async with asyncio.timeout(PATIENCE_SECONDS), rpc(address, connection_args=connection) as scheduler:
+            while not (found := sum((await scheduler.ncores()).values())):
+                answered = True
+                await asyncio.sleep(0.2)
+        return found
+
+    try:
+        return asyncio.run(threads())
+    except Exception as error:  # of many types, as many as there are wrong addresses
+        if answered:
+            what, remedy = "has no worker", f"start some with `dask worker {address} --nthreads 1`"
+        else:
+            what, remedy = "does not answer", "start one with `dask scheduler`, which prints its address"
+        raise UsageError(f"the scheduler at {address} {what} ({type(error).__name__}); {remedy}.") from error
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Client]:
-    """A client of the scheduler at an address such as `tcp://host:8786`.
+    """A client of the scheduler at an address such as `tcp://host:8786`, where `places` has found one."""
+    import distributed
 
-    Raises:
-        UsageError: the package is missing, or no scheduler answers there.
-    """
-    try:
-        import distributed
-    except ImportError as error:
-        raise UsageError("--backend dask needs the package distributed: pip install 'slugbench[dask]'.") from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it logs of lost connections, we say in a sentence
-    try:
-        client = distributed.Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
-    except Exception as error:  # of many types, and all about the address
-        raise UsageError(
-            f"no scheduler of dask answers at {address} ({type(error).__name__}); "
-            "start one with `dask scheduler` and give the address that it prints."
-        ) from error
+    client = distributed.Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
     try:
         yield client
     finally:
         client.close(PATIENCE_SECONDS)
 
 
-def backend(client: Client, address: str, lost: Callable[[Any, str], Any]) -> Any:
+def backend(client: Client, address: str, lost: Callable[[Any, int], Any]) -> Any:
     """joblib's dask backend for calls whose first argument is a job.
 
     Args:
         client: see `connected`.
         address: of its scheduler.
-        lost: the result of a job, given what became of the workers that ran it.
+        lost: the result of a job whose workers died more often than the scheduler allows, given how often that is; None
+            to run it again.
     """
     from distributed import CancelledError, KilledWorker
     from joblib._dask import DaskDistributedBackend  # where `backend="dask"` has it from
@@ -112,7 +117,11 @@ def backend(client: Client, address: str, lost: Callable[[Any, str], Any]) -> An
             def given_up(future: Any) -> None:
                 error = future.exception()
                 if isinstance(error, KilledWorker):
-                    callback([lost(func.items[0][1][0], f"{error.allowed_failures + 1} workers died while they ran it")])
+                    result = lost(func.items[0][1][0], error.allowed_failures)
+                    if result is None:
+                        self.submit(func, callback)
+                    else:
+                        callback([result])
                 elif error is not None:
                     reason = " ".join(f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".split())
                     callback(

@@ -162,20 +162,25 @@ def run_there(job: Job, settings: Settings, concurrent: bool, sources: cluster.S
         ) from error
     with tempfile.TemporaryDirectory() as folder:
         plugins = cluster.unpacked(sources.plugins, Path(folder))
-        here = dataclasses.replace(settings, plugins=plugins)
+        # its main program, which multiprocessing would import anew in each child
+        here = dataclasses.replace(settings, plugins=plugins, preload=(*settings.preload, "dask.__main__"))
         finished = run_one(job._replace(scratch=scratch), here, concurrent, wanted=partial(os.path.exists, scratch))
     if finished is None:  # of a run that was stopped nobody hears this
         raise UsageError(f"a worker on {platform.node()} sees {scratch} no more; run the same command again.")
     return finished._replace(machine=machine(job.cell.device))
 
 
-def _lost(job: Job, error: str) -> Finished:
-    """A job that no worker lived to finish, with the log of the last try."""
+def _lost(job: Job, allowed: int) -> Finished | None:
+    """A job whose workers died more often than allowed, with the log of one of its tries; None if it was others' fault: dask
+    blames all that waited at a worker that died."""
+    tries = list(job.scratch.iterdir())
+    if len(tries) <= allowed:
+        return None
     scratch = job.scratch / uuid.uuid4().hex
     scratch.mkdir()
-    for log in sorted(job.scratch.glob("*/log.txt"), key=lambda log: log.stat().st_mtime)[-1:]:
+    for log in [log for folder in tries if (log := folder / LOG).exists()][:1]:
         shutil.copy(log, scratch)
-    result = {**_NOTHING, **_crash(error)}
+    result = {**_NOTHING, **_crash(f"{len(tries)} workers died while they ran it")}
     return _finished(job._replace(scratch=scratch), result, started=now(), wall=0.0, peak=0, concurrent=True)
 
 
