@@ -204,10 +204,18 @@ def _add_measured(command: argparse.ArgumentParser) -> None:
 
 
 def _add_running(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--jobs", type=_positive(int), help="cells at a time (default: one a core, one a GPU)")
     command.add_argument(
-        "--backend", choices=("threads", "loky"), default="threads", help="what waits for cells (default: %(default)s)"
+        "--jobs",
+        type=_positive(int),
+        help="cells at a time (default: one a core, GPU or worker's thread)",
     )
+    command.add_argument(
+        "--backend",
+        choices=("threads", "loky", "dask"),
+        default="threads",
+        help="what waits for cells; dask: on other machines (default: %(default)s)",
+    )
+    command.add_argument("--scheduler", metavar="ADDRESS", help="dask's, such as tcp://host:8786")
     command.add_argument(
         "--retry", type=_statuses, default=(), metavar="STATUSES", help="run finished cells of these statuses again"
     )

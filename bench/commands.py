@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .errors import GateError, UsageError
-from .registry import KINDS, REGISTRY, load, parse_spec, parse_specs
+from .registry import KINDS, REGISTRY, is_file, load, parse_spec, parse_specs
 from .types import STATUSES
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .tuning import variants
 
     load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
-    suite, device, reports = _suite(arguments), _device(arguments.device), _reports(f"text,{arguments.format}")
+    suite, device, reports = _suite(arguments), _device_there(arguments), _reports(f"text,{arguments.format}")
     choices = _tuned(arguments)
     cells = expand(suite, device=device, variants=variants(choices))
     settings = _settings(arguments, suite, cells, device)
@@ -174,7 +174,7 @@ def tune(arguments: argparse.Namespace) -> int:
     from .plan import expand, task_keys
 
     load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
-    suite, device = _suite(arguments), _device(arguments.device)
+    suite, device = _suite(arguments), _device_there(arguments)
     drawn = _drawn(suite, arguments.budget, arguments.seed)
     suite = tuning.tuning_suite(suite, list(drawn))
     further = {method: configurations[1:] for method, configurations in drawn.items()}
@@ -254,16 +254,15 @@ def _work(
 
     device = cells[0].device
     facts = provenance.provenance(device)
-    mark = provenance.digest(facts)[:12]
     known = store.run.get("tuned", {})
     if jobs or not store.run or {**known, **tuned} != known:
-        _note_run(store, suite, device, {mark: facts}, tuned=dict(tuned))
+        _note_run(store, suite, device, {_mark(facts): facts}, tuned=dict(tuned))
     done = len(cells) - len(jobs)
     print(f"{suite.name}: {len(cells)} cells, {done} done before, {len(jobs)} to run, {settings.jobs} at a time")
     if jobs:
         _check_gates(cells, store, settings)
         try:
-            _run_cells(jobs, store, settings, mark)
+            _run_cells(jobs, store, settings, facts)
         except BaseException:  # what is finished can be read, whatever stopped the rest
             store.write_table()
             raise
@@ -323,15 +322,25 @@ def _device(wanted: str) -> str:
     return "cuda" if there else "cpu"
 
 
+def _device_there(arguments: argparse.Namespace) -> str:
+    """The device that cells run on; of machines elsewhere nothing is known here, and the one asked for is believed."""
+    return "cuda" if arguments.backend == "dask" and arguments.device == "cuda" else _device(arguments.device)
+
+
 def _settings(arguments: argparse.Namespace, suite: Suite, cells: Sequence[Cell], device: str) -> Settings:
+    from . import cluster
     from .isolate import Limits
     from .plan import preloads
     from .runner import Settings
 
+    if (arguments.backend == "dask") != bool(arguments.scheduler):
+        raise UsageError("--backend dask and --scheduler ADDRESS need each other; `dask scheduler` prints the address.")
+    places = cluster.places(arguments.scheduler) if arguments.scheduler else _places(suite, device)
     return Settings(
         limits=Limits(suite.timeout, int(suite.memory * 1e9)),
-        jobs=arguments.jobs or _places(suite, device),
+        jobs=arguments.jobs or places,
         backend=arguments.backend,
+        scheduler=arguments.scheduler or "",
         plugins=tuple(_absolute(arguments.plugin)),
         preload=tuple(preloads(cells)),
     )
@@ -352,7 +361,7 @@ def _cores() -> int:
 
 def _absolute(plugins: Sequence[str]) -> list[str]:
     """Plug-in files by absolute path, so that processes elsewhere find them."""
-    return [str(Path(plugin).resolve()) if plugin.endswith(".py") or "/" in plugin else plugin for plugin in plugins]
+    return [str(Path(plugin).resolve()) if is_file(plugin) else plugin for plugin in plugins]
 
 
 def _missing(cells: Sequence[Cell], store: Store, retry: Sequence[str]) -> list[Job]:
@@ -443,14 +452,25 @@ def _by_task(cells: Sequence[Cell]) -> list[tuple[str, dict[str, Any], list[str]
     return [(task, json.loads(params), list(requests), list(seeds)) for (task, params), (requests, seeds) in groups.items()]
 
 
-def _run_cells(jobs: Sequence[Job], store: Store, settings: Settings, mark: str) -> None:
+def _mark(facts: Mapping[str, Any]) -> str:
+    """What a table calls a provenance."""
+    from .artifacts import digest
+
+    return digest(facts)[:12]
+
+
+def _run_cells(jobs: Sequence[Job], store: Store, settings: Settings, facts: Mapping[str, Any]) -> None:
+    """Run jobs, and put each into the store as it ends, with its provenance: the facts given, where not its machine's."""
     from . import runner
 
     for job in jobs:
         store.scratch_for(job.cell)
     with _progress(len(jobs)) as show, contextlib.closing(runner.run(jobs, settings)) as finished_cells:
         for finished in finished_cells:
-            store.commit(finished.cell, {**finished.record, "provenance": mark}, finished.scratch)
+            own = {**facts, **(finished.machine or {})}
+            if _mark(own) not in store.run["provenance"]:
+                store.update_run(provenance={_mark(own): own})
+            store.commit(finished.cell, {**finished.record, "provenance": _mark(own)}, finished.scratch)
             show(finished)
 
 
@@ -550,7 +570,7 @@ def score(arguments: argparse.Namespace) -> int:
             )  # fmt: skip
         if done.record is not None:
             facts = provenance.provenance(device)
-            mark = provenance.digest(facts)[:12]
+            mark = _mark(facts)
             methods = store.run.get("suite", {}).get("methods", [])
             suite = suite.with_changes({"methods": list(dict.fromkeys([*methods, arguments.name]))})
             _note_run(store, suite, device, {mark: facts})

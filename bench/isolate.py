@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -72,7 +72,13 @@ def resume() -> None:
 
 
 def run(
-    function: str, payload: Mapping[str, Any], *, log: Path, limits: Limits, environment: Mapping[str, str] | None = None
+    function: str,
+    payload: Mapping[str, Any],
+    *,
+    log: Path,
+    limits: Limits,
+    environment: Mapping[str, str] | None = None,
+    wanted: Callable[[], bool] | None = None,
 ) -> Ended:
     """Call `function(payload)` in a process of its own and wait for its end.
 
@@ -82,6 +88,7 @@ def run(
         log: the file its standard output and error go to.
         limits: wall-clock and memory.
         environment: variables set in the process before anything else runs.
+        wanted: asked while it runs; it is stopped when nobody wants it any more.
 
     Returns:
         How it ended; `exited` with code 0 is the good end, 1 an exception that left its traceback in the log.
@@ -95,7 +102,7 @@ def run(
         with _START:
             process.start()
         reader.close()
-        return _watch(process, limits)
+        return _watch(process, limits, wanted or (lambda: True))
 
 
 # ---------------------------------------------------------------- in the parent
@@ -104,10 +111,13 @@ def run(
 def _context() -> ForkServerContext:
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # in joblib's workers, for their own children
         multiprocessing.set_start_method("forkserver", force=True)  # or ours would be told to look for a method 'loky'
+    process = multiprocessing.current_process()
+    if process.daemon:  # as dask's nanny starts its workers, to which multiprocessing then refuses children: they would
+        process.daemon = False  # outlive a worker that is killed; ours see its end and die with it
     return multiprocessing.get_context("forkserver")
 
 
-def _watch(process: ForkServerProcess, limits: Limits) -> Ended:
+def _watch(process: ForkServerProcess, limits: Limits, wanted: Callable[[], bool]) -> Ended:
     assert process.pid is not None  # it has been started
     started, peak, seen = time.monotonic(), 0, set[psutil.Process]()
     resident = 0.0
@@ -119,7 +129,7 @@ def _watch(process: ForkServerProcess, limits: Limits) -> Ended:
         now = _resident_bytes(tree)
         if now > min(limits.bytes, GROWTH * resident):  # PSS is never above the resident set
             resident, peak = max(resident, now), max(peak, _bytes(tree))
-        if _STOP.is_set():
+        if _STOP.is_set() or not wanted():
             return _end(process, "stopped", peak, seen)
         if peak > limits.bytes:
             return _end(process, "memory", peak, seen)

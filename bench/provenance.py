@@ -53,11 +53,16 @@ def keyed_versions() -> dict[str, str | None]:
 def provenance(device: str) -> dict[str, Any]:
     """What a reader needs to know about where the rows of one run were made; without times, so that two runs of the
     same command on the same machine agree."""
+    return {"command": shlex.join(["slugbench", *map(shared_form, sys.argv[1:])]), **machine(device)}
+
+
+@functools.cache
+def machine(device: str) -> dict[str, Any]:
+    """Of the provenance what is this machine's, where the command may have been given on another."""
     import slugbench
 
     found = {library: version(library) for library in LIBRARIES} | {"slugbench": slugbench.__version__}
     return {
-        "command": shlex.join(["slugbench", *map(shared_form, sys.argv[1:])]),
         "versions": {name: value for name, value in found.items() if value},
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
@@ -154,7 +159,25 @@ def source_digest(cls: type, source: str) -> str:
     return _tree_digest(path, tuple(top), path.parents[len(parts) - len(top) - 1] if top else path.parent)
 
 
+def plugin_files(path: Path) -> dict[Path, str]:
+    """The files that a plug-in file consists of, itself and those beside it that it imports, with their digests."""
+    return _tree(path, (), path.parent)
+
+
+@functools.cache  # at its first use: a process that runs for days goes on with what it has imported by then
+def code_digest() -> str:
+    """Digest of all of our own sources that a cell may run."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted(file for folder in ("bench", "methods", "tasks", "metrics") for file in (root / folder).rglob("*.py"))
+    return digest({str(file.relative_to(root)): file_digest(file) for file in files})
+
+
 def _tree_digest(path: Path, package: tuple[str, ...], folder: Path) -> str:
+    seen = _tree(path, package, folder)
+    return digest({str(file.relative_to(folder)): seen[file] for file in sorted(seen)})
+
+
+def _tree(path: Path, package: tuple[str, ...], folder: Path) -> dict[Path, str]:
     seen: dict[Path, str] = {}
     queue = [path]
     while queue:
@@ -162,7 +185,7 @@ def _tree_digest(path: Path, package: tuple[str, ...], folder: Path) -> str:
         if file not in seen:
             seen[file] = file_digest(file)
             queue += _imports(file, package, folder)
-    return digest({str(file.relative_to(folder)): seen[file] for file in sorted(seen)})
+    return seen
 
 
 def _imports(file: Path, package: tuple[str, ...], folder: Path) -> Iterator[Path]:

@@ -153,7 +153,7 @@ class Registry:
         Raises:
             UsageError: there is no such file or module, or executing it failed.
         """
-        if where.endswith(".py") or "/" in where:
+        if is_file(where):
             _execute_file(Path(where))
             return
         try:
@@ -289,6 +289,11 @@ def parse_specs(text: str) -> list[Spec]:
         else:
             specs.append(part)
     return [parse_spec(spec) for spec in specs]
+
+
+def is_file(plugin: str) -> bool:
+    """Whether a plug-in is named by its file rather than as a module."""
+    return plugin.endswith(".py") or "/" in plugin
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -6,26 +6,36 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
+import shutil
 import signal
+import tempfile
 import threading
 import time
+import uuid
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
-from . import isolate
+from . import cluster, isolate
 from .artifacts import cache_dir
 from .cell import DISK_TROUBLE
 from .errors import UsageError
 from .isolate import Ended, Limits
 from .plan import Cell, Judge
-from .provenance import accelerators, now
+from .provenance import accelerators, machine, now
 from .store import log_tail
 from .types import Gate
 
 BACKENDS = {"threads": "threading", "loky": "loky"}
-"""Our names for joblib's: either way each cell is its own process; this is who waits for it."""
+"""Our names for joblib's, besides `dask`: in any case each cell is its own process; this is who waits for it."""
+
+LOG = "log.txt"
+_NOTHING: Mapping[str, Any] = MappingProxyType({"cost": None, "validation": None, "values": {}})
+"""The result of a cell that left none, besides its status."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Settings:
     limits: Limits
     jobs: int = 1
     backend: str = "threads"
+    scheduler: str = ""
+    """Address of dask's, for the backend `dask`."""
     plugins: tuple[str, ...] = ()
     preload: tuple[str, ...] = ("torch",)
 
@@ -56,6 +68,8 @@ class Finished(NamedTuple):
     cell: Cell
     record: dict[str, Any]
     scratch: Path
+    machine: dict[str, Any] | None = None
+    """The provenance of the machine that it ran on, where that may be another than this."""
 
 
 def run(jobs: Sequence[Job], settings: Settings) -> Generator[Finished, None, None]:
@@ -64,28 +78,49 @@ def run(jobs: Sequence[Job], settings: Settings) -> Generator[Finished, None, No
     Closing the generator, or an exception in it, kills the cells that run.
 
     Raises:
-        UsageError: a cell could not write its results.
+        UsageError: a cell could not write its results, or a cluster cannot run any.
     """
     import joblib
 
     concurrent = settings.jobs > 1 and len(jobs) > 1
-    parallel = joblib.Parallel(
-        n_jobs=min(settings.jobs, max(len(jobs), 1)),
-        backend=BACKENDS[settings.backend],
-        return_as="generator_unordered",
-        batch_size=1,
-        pre_dispatch="n_jobs",
-    )
     # joblib's advice to whoever stops early; here it is an interrupt or a full disk, and cells are killed on purpose
-    warnings.filterwarnings("ignore", message=r"\d+ tasks which were still being processed", category=UserWarning)
+    warnings.filterwarnings("ignore", message=r"\d+ tasks (which were still|have been)", category=UserWarning)
     isolate.resume()
-    try:
-        with _cells_stopped_by_signals():
-            for finished in parallel(joblib.delayed(run_one)(job, settings, concurrent) for job in jobs):
-                if finished is not None:
-                    yield finished
-    finally:
-        isolate.stop()
+    with _backend(settings) as backend, _cells_stopped_by_signals():
+        parallel = joblib.Parallel(
+            n_jobs=min(settings.jobs, max(len(jobs), 1)),
+            backend=backend,
+            return_as="generator_unordered",
+            batch_size=1,
+            pre_dispatch=settings.jobs,
+        )
+        ended = parallel(joblib.delayed(call)(*arguments) for call, *arguments in _calls(jobs, settings, concurrent))
+        try:
+            yield from filter(None, ended)
+        finally:
+            isolate.stop()  # first: joblib waits for the calls that are under way
+            ended.close()
+
+
+@contextlib.contextmanager
+def _backend(settings: Settings) -> Iterator[Any]:
+    """joblib's backend, by name or, where it is to be taken down again, itself."""
+    if settings.backend != "dask":
+        yield BACKENDS[settings.backend]
+        return
+    with cluster.connected(settings.scheduler) as client:
+        yield cluster.backend(client, settings.scheduler, _lost)
+
+
+def _calls(jobs: Sequence[Job], settings: Settings, concurrent: bool) -> Iterator[tuple[Any, ...]]:
+    """What the backend is to call, and with what."""
+    if settings.backend != "dask":
+        yield from ((run_one, job, settings, concurrent) for job in jobs)
+        return
+    sources = cluster.sources(settings.plugins)
+    for job in jobs:
+        there = job._replace(scratch=job.scratch.absolute(), arrays=job.arrays and job.arrays.absolute())
+        yield run_there, there, settings, concurrent, sources
 
 
 @contextlib.contextmanager
@@ -107,20 +142,72 @@ def _cells_stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
-    """Run one job to its end in this process's place of work; None if it was stopped."""
+def run_there(job: Job, settings: Settings, concurrent: bool, sources: cluster.Sources) -> Finished:
+    """`run_one` on a worker of a cluster, which shares the output folder with the machine that sent the job.
+
+    Each try has a folder of its own: the worker of an earlier one may be cut off rather than dead, and still writing. Nobody
+    need tell a worker that a run was stopped or killed: its folders are gone, or will be when it is started again.
+
+    Raises:
+        UsageError: the folder is not there, or the code here is not that of the run.
+    """
+    cluster.check_versions(sources)
+    scratch = job.scratch / uuid.uuid4().hex
+    try:
+        scratch.mkdir()
+    except OSError as error:
+        raise UsageError(
+            f"a worker on {platform.node()} cannot write to {job.scratch.parents[2]} ({error.strerror}); "
+            "--out has to be on a disk that all machines share, under the same path."
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        plugins = cluster.unpacked(sources.plugins, Path(folder))
+        # its main program, which multiprocessing would import anew in each child
+        here = dataclasses.replace(settings, plugins=plugins, preload=(*settings.preload, "dask.__main__"))
+        finished = run_one(job._replace(scratch=scratch), here, concurrent, wanted=partial(os.path.exists, scratch))
+    if finished is None:  # of a run that was stopped nobody hears this
+        raise UsageError(f"a worker on {platform.node()} sees {scratch} no more; run the same command again.")
+    return finished._replace(machine=machine(job.cell.device))
+
+
+def _lost(job: Job, allowed: int) -> Finished | None:
+    """A job whose workers died more often than allowed, with the log of one of its tries; None if it was others' fault: dask
+    blames all that waited at a worker that died."""
+    tries = list(job.scratch.iterdir())
+    if len(tries) <= allowed:
+        return None
+    scratch = job.scratch / uuid.uuid4().hex
+    scratch.mkdir()
+    for log in [log for folder in tries if (log := folder / LOG).exists()][:1]:
+        shutil.copy(log, scratch)
+    result = {**_NOTHING, **_crash(f"{len(tries)} workers died while they ran it")}
+    return _finished(job._replace(scratch=scratch), result, started=now(), wall=0.0, peak=0, concurrent=True)
+
+
+def run_one(job: Job, settings: Settings, concurrent: bool, *, wanted: Callable[[], bool] | None = None) -> Finished | None:
+    """Run one job to its end in this process's place of work; None if it was stopped, as when it is not wanted any more."""
     isolate.preload([*settings.preload, "slugbench.bench.preloaded"])
-    log = job.scratch / ("log.txt" if job.known is None else "judged.txt")
+    log = job.scratch / (LOG if job.known is None else "judged.txt")
     started, clock = now(), time.perf_counter()
     with _accelerator(job.cell.device) as environment:
         function = "measure" if job.known is None else "rejudge"
         payload = _payload(job, settings, concurrent)
         ended = isolate.run(
-            f"slugbench.bench.cell:{function}", payload, log=log, limits=settings.limits, environment=environment
+            f"slugbench.bench.cell:{function}",
+            payload,
+            log=log,
+            limits=settings.limits,
+            environment=environment,
+            wanted=wanted,
         )
     if ended.how == "stopped":
         return None
-    result = _result(ended, job, settings.limits)
+    result, wall = _result(ended, job, settings.limits), time.perf_counter() - clock
+    return _finished(job, result, started=started, wall=wall, peak=ended.peak_bytes, concurrent=concurrent)
+
+
+def _finished(job: Job, result: Mapping[str, Any], *, started: str, wall: float, peak: int, concurrent: bool) -> Finished:
+    """The record of a job with this result; wall-clock in seconds, peak in bytes."""
     if job.known is not None:
         return Finished(job.cell, {**job.known, "values": {**job.known["values"], **_values(job, result)}}, job.scratch)
     record = {
@@ -128,13 +215,13 @@ def run_one(job: Job, settings: Settings, concurrent: bool) -> Finished | None:
         "facts": job.cell.facts(),
         "status": result["status"],
         "error": result["error"],
-        "log_tail": None if result["status"] in ("ok", "skipped") else log_tail(log),
+        "log_tail": None if result["status"] in ("ok", "skipped") else log_tail(job.scratch / LOG),
         "cost": result["cost"],
         "validation": result["validation"],
         "values": _values(job, result) if result["status"] == "ok" else {},
         "started": started,
-        "wall_seconds": time.perf_counter() - clock,
-        "peak_pss_bytes": ended.peak_bytes,
+        "wall_seconds": wall,
+        "peak_pss_bytes": peak,
         "concurrent": concurrent,
     }
     return Finished(job.cell, record, job.scratch)
@@ -208,7 +295,7 @@ def _result(ended: Ended, job: Job, limits: Limits) -> dict[str, Any]:
             f"a cell could not write its results ({_last_line(job.scratch)}); "
             "make room and run the same command again: finished cells are kept."
         )
-    return {"cost": None, "validation": None, "values": {}, **_verdict(ended, limits, job.scratch)}
+    return {**_NOTHING, **_verdict(ended, limits, job.scratch)}
 
 
 def _verdict(ended: Ended, limits: Limits, scratch: Path) -> dict[str, str]:
@@ -221,9 +308,13 @@ def _verdict(ended: Ended, limits: Limits, scratch: Path) -> dict[str, str]:
             "error": f"MemoryLimit: its processes held {used} (PSS); the limit is {limits.bytes / 1e9:g} GB",
         }
     if ended.how == "signal":
-        return {"status": "crashed", "error": f"Crash: ended by {signal.Signals(ended.code).name}"}
+        return _crash(f"ended by {signal.Signals(ended.code).name}")
     error = f"Exit: ended with code {ended.code} and no result; last line: {_last_line(scratch)}"
     return {"status": "crashed", "error": error}
+
+
+def _crash(how: str) -> dict[str, str]:
+    return {"status": "crashed", "error": f"Crash: {how}"}
 
 
 def _last_line(scratch: Path) -> str:
@@ -252,7 +343,7 @@ def _accelerator(device: str) -> Iterator[dict[str, str]]:
         for number in visible.split(","):
             with (
                 contextlib.suppress(filelock.Timeout),
-                filelock.FileLock(cache_dir() / f"cuda-{number}.lock").acquire(timeout=0),
+                filelock.FileLock(cache_dir() / f"cuda-{platform.node()}-{number}.lock").acquire(timeout=0),
             ):
                 yield {**environment, "CUDA_VISIBLE_DEVICES": number}
                 return

@@ -208,7 +208,8 @@ def notes(board: Board) -> list[tuple[str, str]]:
         for line in board.lines
         if line.failures
     ]
-    found = [("", escaped(sentence)) for sentence in (read, board.order, *board.remarks, published.sentence(board)) if sentence]
+    said = (read, board.order, *board.remarks, published.sentence(board))
+    found = [("", escaped(sentence)) for sentence in said if sentence]
     found += [(escaped(mark), escaped(sentence)) for mark, sentence in board.notes]
     return found + ([(FAILED, escaped(f"Failure classes. {'; '.join(failures)}."))] if failures else [])
 
