@@ -3,7 +3,7 @@
 Authors of plug-ins import everything they need from here.
 """
 
-from .artifacts import cached, digest, file_digest
+from .artifacts import cached, digest, file_digest, gathered
 from .errors import BudgetExceeded, GateError, MissingDependency, SlugbenchError, UsageError
 from .provenance import RESULT_VERSION
 from .registry import method, metric, report, task
@@ -68,6 +68,7 @@ __all__ = [
     "cached",
     "digest",
     "file_digest",
+    "gathered",
     "method",
     "metric",
     "report",
