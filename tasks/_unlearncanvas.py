@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-import functools
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slugbench.bench import Answers, MissingDependency, Model, UsageError, digest, file_digest
+
+from ._image_folders import content_digest
 
 if TYPE_CHECKING:
     import torch
@@ -264,8 +265,7 @@ class Classifiers:
     @cached_property
     def digest(self) -> str:
         """Of all that what they say depends on but the image."""
-        files = [_digest_of(file, file.stat().st_mtime_ns) for file in self.files.values()]
-        return digest({"files": files, "architecture": self.architecture, "input": INPUT})
+        return digest({"files": content_digest(self.files.values()), "architecture": self.architecture, "input": INPUT})
 
     @cached_property
     def models(self) -> dict[str, Any]:
@@ -292,12 +292,6 @@ class Classifiers:
                 found[domain] = model.head(before_last).float().log_softmax(1).cpu().numpy()
                 features.append(before_last.half().cpu().numpy())
         return {name: column for name, column in (found | {"features": np.hstack(features)}).items() if name in self.says}
-
-
-@functools.cache
-def _digest_of(file: Path, changed_ns: int) -> str:
-    """Of a file of gigabytes, read once as long as it does not change."""
-    return file_digest(file)
 
 
 def load_classifier(file: Path, n_classes: int, *, architecture: str = ARCHITECTURE) -> Model:

@@ -264,6 +264,8 @@ class Studio:
     def draw(self, model: Model, drawings: Sequence[Drawing], folder: Path) -> None:
         """Have all these drawings in a folder, each file whole, named as in an answer set."""
         left = [each for each in drawings if not (folder / file_name(*each)).is_file()]
+        if not left:
+            return
         for each, image in zip(left, self._images(model, left, self.sampling), strict=True):
             write_whole(partial(image.save, format="JPEG"), folder / file_name(*each))
 
@@ -301,4 +303,4 @@ def weights_digest(model: Model) -> str:
 
 
 def _device(model: Model) -> str:
-    return str(next(model.parameters()).device)
+    return next(model.parameters()).device.type

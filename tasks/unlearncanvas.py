@@ -264,9 +264,9 @@ class UnlearnCanvas:
 
     def _check_files(self) -> None:
         """Whether everything is there, as far as that can be told without torch."""
-        self._classifiers(None, "cpu")
         pictures.gallery(self._pictures, self._grid, self.images)
         drawn.check_checkpoint(self._checkpoint)
+        self._classifiers(None, "cpu")
         if self._clip is not None and not (self._clip / "config.json").is_file():
             raise UsageError(f"clip={self._clip} is no CLIP in transformers' form: it holds no config.json.")
 

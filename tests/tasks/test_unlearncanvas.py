@@ -235,8 +235,8 @@ def test_a_checkpoint_that_is_none_or_runs_code_is_refused(tmp_path):
 # ---------------------------------------------------------------- the task
 
 
-def test_building_a_trial_says_which_checkpoint_is_missing(tmp_path):
-    with pytest.raises(UsageError, match=r"the style classifier .*style50\.pth is missing"):
+def test_building_a_trial_says_that_there_are_no_data(tmp_path):
+    with pytest.raises(UsageError, match=r"has no folder for 51 of 51 styles: Abstractionism, .* and 41 more; it needs"):
         UnlearnCanvas(data=str(tmp_path)).build("Van_Gogh", 0)
     assert [wanted.found for wanted in UnlearnCanvas(data=str(tmp_path)).wanted()] == [False] * 4
 

@@ -13,8 +13,9 @@ from slugbench.bench.artifacts import artifacts, collect_garbage
 from slugbench.tasks import _unlearncanvas as canvas
 from slugbench.tasks import _unlearncanvas_model as drawn
 from slugbench.tasks import _unlearncanvas_pictures as pictures
+from slugbench.tasks._diffusion import editable, generate
 from slugbench.tasks._unlearncanvas_model import Drawing
-from slugbench.tasks.unlearncanvas import SEARCH_SEEDS, UnlearnCanvas
+from slugbench.tasks.unlearncanvas import SEARCH_SEEDS, UnlearnCanvas, _drawn_gate
 
 from ..canvas_files import SEED
 from ..canvas_release import CHECKPOINT, N_OBJECTS, N_STYLES, PARAMS, clip
@@ -86,8 +87,9 @@ def test_sizes_are_those_of_the_questions(task):
 def test_train_pictures_come_with_the_prompts_of_the_release(task, canvas_release):
     request, words = task.build("Bricks", 0).request, drawn.read_checkpoint(canvas_release / CHECKPOINT).tokenizer
     (batch,) = request.forget.batches(100)
-    texts = {words.decode(row, skip_special_tokens=True).strip() for row in batch["text"]}
-    assert texts == {f"a {name.lower()} image in bricks style." for name in OBJECTS}
+    texts = [f"A {name} image in Bricks style." for name in OBJECTS]
+    expected = words(texts, padding="max_length", return_tensors="pt").input_ids
+    assert {*map(tuple, batch["text"].tolist())} == {*map(tuple, expected.tolist())}
     assert batch["image"].shape == (2 * N_OBJECTS, 3, 16, 16) and batch["image"].abs().max() <= 1
     assert drawn.training_prompt("Seed_Images", "Dogs") == "A Dogs image in Photo style."
     assert drawn.training_prompt("Red_Blue_Ink", "Sea") == "A Sea image in Red Blue Ink style."
@@ -117,7 +119,7 @@ def test_candidates_are_a_cells_prompt_with_each_class_in_its_place(canvas_relea
 
 
 def test_the_clip_sees_pictures_as_its_own_processor_prepares_them():
-    """From 48 pixels to 32, by another implementation of the bicubic filter: 0.05 of values from -1.8 to 2.1."""
+    """From 48 pixels to 32. Pillow rounds and clips between its two passes: a few pixels differ by 0.1 of -1.8 to 2.1."""
     import torch
     from PIL import Image
     from transformers import CLIPImageProcessor
@@ -126,7 +128,7 @@ def test_the_clip_sees_pictures_as_its_own_processor_prepares_them():
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     expected = processor(Image.fromarray(image), return_tensors="pt").pixel_values
     found = drawn.as_clip_takes(torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1, 32)
-    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+    assert (found - expected).abs().max() < 0.15 and (found - expected).abs().mean() < 0.01
 
 
 # ---------------------------------------------------------------- drawings
@@ -143,8 +145,6 @@ def drawings(n):
 def test_images_do_not_depend_on_the_batch_size(canvas_release):
     """32 prompts in batches of 1, 7 and 32: floats are added up in another order, 1e-5 of a pixel from 0 to 1."""
     import torch
-
-    from slugbench.tasks._diffusion import generate
 
     pipeline = drawn.read_checkpoint(canvas_release / CHECKPOINT)
     texts = [canvas.prompt(style, object_) for style, object_, _ in drawings(32)]
@@ -166,7 +166,7 @@ def test_images_are_those_that_diffusers_own_pipeline_draws(canvas_release, tmp_
     theirs = StableDiffusionPipeline.from_pretrained(canvas_release / CHECKPOINT, safety_checker=None)
     theirs.scheduler = DDIMScheduler.from_config(theirs.scheduler.config, clip_sample=False, set_alpha_to_one=False)
     own = studio(task)
-    own.draw(drawn.editable(own.pipeline), drawings(3), tmp_path)
+    own.draw(editable(own.pipeline), drawings(3), tmp_path)
     for each in drawings(3):
         options = {"num_inference_steps": 2, "guidance_scale": 9.0, "height": 16, "width": 16}
         generator = torch.Generator().manual_seed(each.seed)
@@ -177,12 +177,11 @@ def test_images_are_those_that_diffusers_own_pipeline_draws(canvas_release, tmp_
 
 
 def test_a_stopped_drawing_goes_on_where_it_was_and_ends_the_same(task, tmp_path, monkeypatch):
-    own, wanted = studio(task), drawings(11)
-    model = drawn.editable(own.pipeline)
-    own.draw(model, wanted, whole := tmp_path / "whole") if (tmp_path / "whole").mkdir() is None else None
-    stopped = tmp_path / "stopped"
-    stopped.mkdir()
-    saved = []
+    own, wanted, saved = studio(task), drawings(11), []
+    model, whole, stopped = editable(own.pipeline), tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    own.draw(model, wanted, whole)
 
     def dies(write, path):
         if len(saved) == 5:
@@ -265,10 +264,6 @@ def test_validation_asks_with_other_seeds_for_the_target_and_for_the_rest(task, 
 # ---------------------------------------------------------------- wrong cases
 
 
-def change_nothing(root):
-    return {}
-
-
 def miss_a_style(root):
     shutil.rmtree(root / "data" / "Bricks")
 
@@ -317,6 +312,10 @@ def give_no_checkpoint(root):
     return {"checkpoint": str(root / "nowhere")}
 
 
+def miss_a_classifier(root):
+    (root / "checkpoints" / "cls_model" / "style50.pth").unlink()
+
+
 def give_no_clip(root):
     return {"clip": str(root / "data")}
 
@@ -331,6 +330,7 @@ WRONG = {
     give_a_folder_of_compvis: r"model\.safetensors is in CompVis form",
     give_too_high_a_checkpoint: r"has no model_index\.json; it is in .*style50, give that",
     give_no_checkpoint: r"nowhere is no pipeline in diffusers' form, it has no model_index\.json; `slugbench doctor",
+    miss_a_classifier: r"the style classifier .*style50\.pth is missing",
     give_no_clip: r"clip=.* is no CLIP in transformers' form",
 }
 
@@ -367,13 +367,11 @@ def test_a_checkpoint_that_is_half_there_is_refused(copied):
     assert "\n" not in str(refused.value)
 
 
-def test_an_original_that_does_not_draw_a_target_fails_a_gate(task, monkeypatch):
-    from slugbench.tasks import unlearncanvas
-
+def test_an_original_that_does_not_draw_a_target_fails_a_gate():
     found = {"style": np.array([0, 1, 1, 1]), "object": np.array([0, 0, 1, 1])}
     asked = {"style": np.array([0, 0, 1, 1]), "object": np.array([0, 1, 0, 1])}
-    gate = unlearncanvas._drawn_gate(asked, found, STYLES[0])
-    assert gate.value == 0.5 and not gate.ok and unlearncanvas._drawn_gate(asked, found, STYLES[1]).ok
+    gate = _drawn_gate(asked, found, STYLES[0])
+    assert gate.value == 0.5 and not gate.ok and _drawn_gate(asked, found, STYLES[1]).ok
 
 
 def test_doctor_lists_data_checkpoint_and_classifiers_with_licence_and_place(task, canvas_release, tmp_path):
@@ -405,7 +403,7 @@ def test_fingerprints_follow_every_file(copied):
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def registry():
     from slugbench.bench.registry import load
 
     with restored_registry():
@@ -442,7 +440,7 @@ def test_a_method_runs_and_metrics_give_rows(registry, canvas_release, tmp_path,
     assert rows["ua"]["n_images"] == N_OBJECTS and rows["ira"]["n_images"] == CELLS - N_OBJECTS
     assert rows["ua_norm"]["value"] is None and "oracle" in rows["ua_norm"]["note"]
     if method == "original":
-        assert rows["ua"]["value"] == rows["feature_shift"]["value"] == 0 and result["cost"]["bytes_delta"] == 0
+        assert rows["ua"]["value"] == result["cost"]["bytes_delta"] == 0 and abs(rows["feature_shift"]["value"]) < 1e-12
 
 
 def test_the_oracle_control_is_skipped_with_a_sentence(registry, canvas_release, tmp_path, monkeypatch):
