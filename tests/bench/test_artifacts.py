@@ -168,7 +168,7 @@ def test_a_folder_keeps_what_a_stopped_process_left_and_is_one_artefact(cache):
 
 
 def test_folders_used_longest_ago_are_collected_whole_and_foreign_ones_never(cache):
-    (cache / "somebody's").mkdir()
+    (cache / "somebody's").mkdir(parents=True)
     for number, model in enumerate("ab"):
         with gathered("drawings", {"model": model}) as folder:
             (folder / "1.jpg").write_bytes(b"12345")
