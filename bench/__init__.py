@@ -3,7 +3,7 @@
 Authors of plug-ins import everything they need from here.
 """
 
-from .artifacts import cached, digest, file_digest
+from .artifacts import cached, digest, file_digest, gathered
 from .errors import BudgetExceeded, GateError, MissingData, MissingDependency, SlugbenchError, UsageError
 from .provenance import RESULT_VERSION
 from .registry import importer, method, metric, report, task
@@ -73,6 +73,7 @@ __all__ = [
     "cached",
     "digest",
     "file_digest",
+    "gathered",
     "importer",
     "method",
     "metric",

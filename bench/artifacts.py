@@ -9,15 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import UsageError
 
+GATHERED = ".files"
+"""How the names of folders end that `gathered` keeps."""
+
 
 class Artifact(NamedTuple):
-    """A file in the cache."""
+    """A file in the cache, or a folder of them."""
 
     path: Path
     bytes: int
@@ -83,6 +88,26 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None], *, s
     return path
 
 
+@contextmanager
+def gathered(name: str, key: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of the artefact `name` of `key`, for what takes hours and is worth keeping file by file.
+
+    One process at a time is in it. It stays as it is left, so each file has to come whole, by renaming, and under a name
+    that says what it is: whoever comes next makes those that are missing.
+
+    Args:
+        name: what it is, as of `cached`.
+        key: everything that the content of a file depends on besides the file's name.
+    """
+    from filelock import FileLock
+
+    folder = artifact_path(name, key, suffix=GATHERED)
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        yield folder
+        os.utime(folder)
+
+
 def artifact_path(name: str, key: Mapping[str, Any], *, suffix: str) -> Path:
     """Where `cached` keeps the artefact of that name and key, made or not."""
     return cache_dir() / f"{name}-{digest(key)[:20]}{suffix}"
@@ -98,10 +123,19 @@ def artifacts() -> list[Artifact]:
     """What the cache holds, last used first."""
     found = []
     for path in cache_dir().iterdir():
-        if path.is_file() and not path.name.endswith(".lock") and ".tmp" not in path.name:
-            stat = path.stat()
-            found.append(Artifact(path, stat.st_size, stat.st_mtime))
+        if path.is_dir() and path.name.endswith(GATHERED):
+            found.append(Artifact(path, _bytes_in(path), path.stat().st_mtime))
+        elif path.is_file() and not path.name.endswith(".lock") and ".tmp" not in path.name:
+            found.append(Artifact(path, path.stat().st_size, path.stat().st_mtime))
     return sorted(found, key=lambda artifact: -artifact.used)
+
+
+def _bytes_in(folder: Path) -> int:
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # one that is being renamed
+            size += file.stat().st_size
+    return size
 
 
 def collect_garbage(keep_bytes: int) -> list[Artifact]:
@@ -110,6 +144,9 @@ def collect_garbage(keep_bytes: int) -> list[Artifact]:
     for artifact in artifacts():
         kept += artifact.bytes
         if kept > keep_bytes:
-            artifact.path.unlink(missing_ok=True)
+            if artifact.path.is_dir():
+                shutil.rmtree(artifact.path)
+            else:
+                artifact.path.unlink(missing_ok=True)
             removed.append(artifact)
     return removed

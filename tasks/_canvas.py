@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -55,7 +54,7 @@ from ._canvas_answers import (
 )
 from ._canvas_model import prompts, tokenizer, tokens
 from ._canvas_scenes import OBJECTS, STYLES
-from ._diffusion import Contrast, Denoising, editable
+from ._diffusion import Contrast, Denoising, drawn_scores, editable
 from ._gates import at_least, at_most
 from ._shipped import assets, load_answers
 
@@ -267,10 +266,7 @@ def validate(pipeline: StableDiffusionPipeline, target: Target, model: Model, *,
     cell = np.concatenate([forget, others])
     found = ask(pipeline, model, cell, np.arange(len(cell)) + VALIDATION, steps=SEARCH_STEPS)
     right = {"style": found["style"] == style[cell], "object": found["object"] == thing[cell]}
-    n = len(forget)
-    p = float(right[target.domain][:n].mean())
-    kept = float(np.mean([hits[n:].mean() for hits in right.values()])) if retain else math.nan
-    return Scores(p, kept, math.sqrt(p * (1 - p) / n))
+    return drawn_scores(right, target.domain, len(forget), retain=retain)
 
 
 VALIDATION = 10**6

@@ -37,8 +37,8 @@ def prompts(styles: Iterable[int], objects: Iterable[int], template: str = PROMP
 
 
 def tokens(tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
-    """(N, LENGTH) padded tokens."""
-    return tokenizer(list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+    """(N, T) tokens, padded to the length that the tokenizer is for."""
+    return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 @cache

@@ -17,7 +17,7 @@ from slugbench.bench import Model, cached
 from . import _canvas_answers, _canvas_model
 from ._canvas_answers import DOMAINS, SEEDS, TARGET_TIMES, Target, classifier_file
 from ._canvas_recipe import CLASSIFIERS, Recipe, cells, pictures, train, train_classifier
-from ._diffusion import editable
+from ._diffusion import editable, read_pipeline
 from ._shipped import assets, load_weights, save_answers, save_weights
 from ._training import one_thread, write_whole
 
@@ -34,17 +34,6 @@ SHIPPED = ("neon", "ball")
 def base(seed: int) -> StableDiffusionPipeline:
     """A shipped base pipeline, read anew."""
     return read_pipeline(assets("canvas") / base_name(seed))
-
-
-def read_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """A saved pipeline, in full precision."""
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
-    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
-        part.float().eval()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def base_clip(seed: int) -> CLIPModel:

@@ -11,11 +11,15 @@ Legend for array shapes: B pictures, T tokens, C candidates, D width of the text
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slugbench.bench import Batch, Model, Noised, UsageError
+import numpy as np
+
+from slugbench.bench import Batch, Model, Noised, Scores, UsageError
 
 from ._clip import matched_loss, other_labels
 
@@ -29,6 +33,18 @@ KIND = "diffusion"
 # ---------------------------------------------------------------- pipelines
 
 
+def read_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """A pipeline as `save_pretrained` leaves it, in full precision, without a network."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        part.float().eval()
+    pipeline.vae.requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def editable(pipeline: StableDiffusionPipeline) -> Model:
     """What methods are given of a pipeline: its text encoder, which takes no gradient, and its U-Net; in eval mode."""
     from torch import nn
@@ -37,11 +53,11 @@ def editable(pipeline: StableDiffusionPipeline) -> Model:
 
 
 def with_model(pipeline: StableDiffusionPipeline, model: Model) -> StableDiffusionPipeline:
-    """A pipeline that samples from an edited model; all other parts are shared."""
+    """A pipeline that samples from an edited model, where that is; all other parts are shared, and come along."""
     parts = {**pipeline.components, "text_encoder": model.get_submodule("text"), "unet": model.get_submodule("unet")}
     made = type(pipeline)(**parts, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
-    return made
+    return made.to(next(model.parameters()).device)
 
 
 def generate(
@@ -52,15 +68,17 @@ def generate(
     steps: int,
     guidance: float,
     batch: int,
+    side: int | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Pictures (b, 3, H, W) from 0 to 1, in batches, each from a generator of its own.
+    """Pictures (b, 3, H, W) from 0 to 1, in batches, each from a generator of its own; by default of the size that the
+    U-Net is made for.
 
     What a prompt and a seed give depends on neither their neighbours nor the batch size, but for the order in which
     floats are added up: 1e-6 of a picture at 16 pixels.
     """
     import torch
 
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    side = side or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     for start in range(0, len(prompts), batch):
         some, own = prompts[start : start + batch], seeds[start : start + batch]
         found = pipeline(
@@ -75,9 +93,23 @@ def generate(
         yield found.images.float()
 
 
+def drawn_scores(right: Mapping[str, np.ndarray], domain: str, n_forget: int, *, retain: bool) -> Scores:
+    """How a model that makes pictures stands on validation.
+
+    Args:
+        right: by domain, whether each picture shows the class prompted; first the pictures asked for with the target.
+        domain: the target's.
+        n_forget: how many of these there are.
+        retain: whether there are others; of them each domain counts for half.
+    """
+    p = float(right[domain][:n_forget].mean())
+    kept = float(np.mean([hits[n_forget:].mean() for hits in right.values()])) if retain else math.nan
+    return Scores(p, kept, math.sqrt(p * (1 - p) / n_forget))
+
+
 def to_latents(vae: Any, image: torch.Tensor) -> torch.Tensor:
     """Latents of pictures from -1 to 1, as the U-Net is trained on: the mean of what the encoder says."""
-    found = vae.encode(image.to(vae.dtype))
+    found = vae.to(image.device).encode(image.to(vae.dtype))
     latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
     return (latents * vae.config.scaling_factor).to(image.dtype)
 
@@ -237,6 +269,8 @@ class Contrast:
     candidates: torch.Tensor
     """(cells, C, T), as of `Denoising`."""
     kept: torch.Tensor
+    view: Callable[[torch.Tensor], torch.Tensor] = lambda image: image
+    """Makes of a batch's pictures what the CLIP takes."""
     kind: str = "clip"
 
     def loss(self, model: Model, batch: Batch) -> torch.Tensor:
@@ -251,8 +285,9 @@ class Contrast:
         """(B, D) unit embeddings of the pictures, by the CLIP, or of the prompts, by the model's text encoder."""
         from torch.nn.functional import normalize
 
+        self.clip.to(batch["image" if tower == "vision" else "text"].device)
         if tower == "vision":
-            pooled = self.clip.vision_model(pixel_values=batch["image"]).pooler_output
+            pooled = self.clip.vision_model(pixel_values=self.view(batch["image"])).pooler_output
             return normalize(self.clip.visual_projection(pooled), dim=-1)
         return normalize(self.clip.text_projection(model.get_submodule("text")(batch["text"]).pooler_output), dim=-1)
 

@@ -740,7 +740,7 @@ class Setting:
             answer=exam.ask,
             original=exam.original(),
             oracles=(),
-            oracle_model=_no_oracle,
+            oracle_model=no_oracle,
             n_classes=len(self.candidates),
             joint=len(dealt.targets) > 1,
             original_model=self.original.copy,
@@ -775,7 +775,8 @@ class Setting:
         return Pairs(self.original, self.candidates, self.names, self.dealt.targets)
 
 
-def _no_oracle(number: int) -> Model:
+def no_oracle(number: int) -> Model:
+    """In the place of an oracle."""
     raise UsageError(f"there is no oracle number {number}: nobody retrained such a model without the target.")
 
 

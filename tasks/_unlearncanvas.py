@@ -11,12 +11,12 @@ References:
 
 from __future__ import annotations
 
-import functools
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +24,11 @@ import numpy as np
 
 from slugbench.bench import Answers, MissingDependency, Model, UsageError, digest, file_digest
 
+from ._image_folders import content_digest
+
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 STYLES = (
     *("Abstractionism", "Artist_Sketch", "Blossom_Season", "Bricks", "Byzantine", "Cartoon", "Cold_Warm", "Color_Fantasy"),
@@ -67,9 +70,35 @@ def prompt(style: str, object_: str) -> str:
 # ---------------------------------------------------------------- the grid
 
 
-def file_names(seeds: Sequence[int] = SEEDS) -> list[str]:
+class Grid(NamedTuple):
+    """What models are asked for: each of the styles with each of the objects, once a seed; the benchmark's first ones."""
+
+    styles: tuple[str, ...] = STYLES
+    objects: tuple[str, ...] = OBJECTS
+    seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What can be forgotten of it."""
+        return tuple(name for name in (*self.styles, *self.objects) if name != PHOTOGRAPHS)
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """Styles and objects, styles outermost."""
+        return list(product(self.styles, self.objects))
+
+
+PROTOCOL = Grid()
+
+
+def file_name(style: str, object_: str, seed: int) -> str:
+    """Of an image in an answer set."""
+    return f"{style}_{object_}_seed{seed}.jpg"
+
+
+def file_names(grid: Grid = PROTOCOL) -> list[str]:
     """The images of an answer set, in the order of all columns: by style, then object, then seed."""
-    return [f"{style}_{object_}_seed{seed}.jpg" for style in STYLES for object_ in OBJECTS for seed in seeds]
+    return [file_name(*each) for each in product(*grid)]
 
 
 def domain_of(targets: Collection[str]) -> str:
@@ -84,14 +113,14 @@ def domain_of(targets: Collection[str]) -> str:
     raise UsageError(f"targets are styles alone or objects alone, and {PHOTOGRAPHS} is neither; got {sorted(targets)}.")
 
 
-def questions(targets: Collection[str], seeds: Sequence[int] = SEEDS) -> dict[str, np.ndarray]:
+def questions(targets: Collection[str], grid: Grid = PROTOCOL) -> dict[str, np.ndarray]:
     """The questions of a request, one an image (see `Trial`).
 
     Unit and label are the class prompted of the targets' own domain. No concept is `near` another: the benchmark knows no
     neighbours.
     """
-    grid = np.meshgrid(range(len(STYLES)), range(len(OBJECTS)), seeds, indexing="ij")
-    style, object_, seed = (axis.ravel() for axis in grid)
+    axes = range(len(grid.styles)), range(len(grid.objects)), grid.seeds
+    style, object_, seed = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
     label = {"style": style, "object": object_}[domain_of(targets)]
     gone = np.isin(label, [DOMAINS[domain_of(targets)].index(target) for target in targets])
     return {
@@ -101,15 +130,16 @@ def questions(targets: Collection[str], seeds: Sequence[int] = SEEDS) -> dict[st
     }
 
 
-def answers(log_p: Mapping[str, np.ndarray], questions: Mapping[str, np.ndarray], domain: str) -> Answers:
+def answers(said: Mapping[str, np.ndarray], questions: Mapping[str, np.ndarray], domain: str) -> Answers:
     """A model's answers (see `Trial`), from what the classifiers say of its images.
 
     Args:
-        log_p: by domain log-probabilities (N, C).
+        said: by domain log-probabilities (N, C), and what else there is of the images.
         questions: as `questions` gives them, or some rows of these.
         domain: the targets', which `predicted`, `rank` and `score` are about.
     """
-    found: Answers = {}
+    found: Answers = {name: column for name, column in said.items() if name not in DOMAINS}
+    log_p = {name: said[name] for name in DOMAINS}
     for name, log_p_NC in log_p.items():
         found |= {name: log_p_NC.argmax(1), f"{name}_score": log_odds(log_p_NC, questions[name]), f"{name}_log_p": log_p_NC}
     prompted = np.take_along_axis(log_p[domain], questions[domain][:, None], 1)
@@ -130,7 +160,7 @@ def log_odds(log_p_NC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 
 
 class AnswerSet(NamedTuple):
-    """The images of one model, in the order of `file_names`."""
+    """Images, such as those of one model in the order of `file_names`."""
 
     paths: tuple[Path, ...]
     digests: tuple[str, ...]
@@ -141,7 +171,7 @@ class AnswerSet(NamedTuple):
         return digest("".join(self.digests))
 
 
-def read_answer_set(folder: Path, *, seeds: Sequence[int] = SEEDS, side: int = SIDE) -> AnswerSet:
+def read_answer_set(folder: Path, *, grid: Grid = PROTOCOL, side: int = SIDE) -> AnswerSet:
     """Find the images of one model and look at their heads; pixels are read later.
 
     Raises:
@@ -149,7 +179,7 @@ def read_answer_set(folder: Path, *, seeds: Sequence[int] = SEEDS, side: int = S
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; give one with the images of one model, such as {file_names()[0]}.")
-    wanted = file_names(seeds)
+    wanted = file_names(grid)
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     missing, unknown = [name for name in wanted if name not in there], sorted(there - set(wanted))
     if missing or unknown:
@@ -169,7 +199,7 @@ def _fault(path: Path, side: int) -> str | None:
         with Image.open(path) as image:
             width, height = image.size
     except (OSError, SyntaxError) as error:  # SyntaxError is how Pillow reports some broken files
-        return f"{path.name} cannot be read as an image ({_first_line(error)})"
+        return f"{path.name} cannot be read as an image ({first_line(error)})"
     return None if (width, height) == (side, side) else f"{path.name} has {width} x {height} pixels and not {side} x {side}"
 
 
@@ -178,7 +208,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -189,13 +220,19 @@ def pixels(path: Path) -> torch.Tensor:
         UsageError: the file is not a whole image.
     """
     from PIL import Image
-    from torchvision.transforms import v2
 
     try:
         with Image.open(path) as image:
-            shrunk = v2.functional.resize(image.convert("RGB"), [INPUT, INPUT])
+            return shown(image)
     except (OSError, SyntaxError) as error:
-        raise UsageError(f"{path} is no whole image ({_first_line(error)}); make it anew.") from error
+        raise UsageError(f"{path} is no whole image ({first_line(error)}); make it anew.") from error
+
+
+def shown(image: Image.Image) -> torch.Tensor:
+    """The same of an opened image."""
+    from torchvision.transforms import v2
+
+    shrunk = v2.functional.resize(image.convert("RGB"), [INPUT, INPUT])
     return v2.functional.pil_to_tensor(shrunk).float() / 127.5 - 1
 
 
@@ -209,14 +246,18 @@ class Classifiers:
         folder: with both files of `CHECKPOINTS`.
         architecture: by timm's name.
         device: where they run.
+        features: whether they say as well what they see before their last layers: 4 kB an image.
 
     Raises:
         UsageError: a checkpoint is missing.
     """
 
-    def __init__(self, folder: Path, *, architecture: str = ARCHITECTURE, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, *, architecture: str = ARCHITECTURE, device: str = "cpu", features: bool = False
+    ) -> None:
         self.files = {domain: folder / name for domain, name in CHECKPOINTS.items()}
         self.architecture, self.device = architecture, device
+        self.says = (*DOMAINS, "features") if features else tuple(DOMAINS)
         for domain, file in self.files.items():
             if not file.is_file():
                 raise UsageError(f"the {domain} classifier {file} is missing; UnlearnCanvas releases it under that name.")
@@ -224,11 +265,10 @@ class Classifiers:
     @cached_property
     def digest(self) -> str:
         """Of all that what they say depends on but the image."""
-        files = [_digest_of(file, file.stat().st_mtime_ns) for file in self.files.values()]
-        return digest({"files": files, "architecture": self.architecture, "input": INPUT})
+        return digest({"files": content_digest(self.files.values()), "architecture": self.architecture, "input": INPUT})
 
     @cached_property
-    def models(self) -> dict[str, Model]:
+    def models(self) -> dict[str, Any]:
         """By domain, in eval mode.
 
         Raises:
@@ -240,18 +280,18 @@ class Classifiers:
         }
 
     def __call__(self, images: torch.Tensor) -> dict[str, np.ndarray]:
-        """Log-probabilities (N, C) by domain, of images (N, 3, P, P) as `pixels` gives them."""
+        """Log-probabilities (N, C) by domain, of images (N, 3, P, P) as `pixels` gives them; `features` (N, D), half floats,
+        are those of both classifiers side by side."""
         import torch
 
+        found, features = dict[str, np.ndarray](), []
         with torch.inference_mode():
             images = images.to(self.device)
-            return {domain: model(images).float().log_softmax(1).cpu().numpy() for domain, model in self.models.items()}
-
-
-@functools.cache
-def _digest_of(file: Path, changed_ns: int) -> str:
-    """Of a file of gigabytes, read once as long as it does not change."""
-    return file_digest(file)
+            for domain, model in self.models.items():
+                before_last = model.forward_head(model.forward_features(images), pre_logits=True)
+                found[domain] = model.head(before_last).float().log_softmax(1).cpu().numpy()
+                features.append(before_last.half().cpu().numpy())
+        return {name: column for name, column in (found | {"features": np.hstack(features)}).items() if name in self.says}
 
 
 def load_classifier(file: Path, n_classes: int, *, architecture: str = ARCHITECTURE) -> Model:
@@ -286,7 +326,7 @@ def _state(file: Path) -> dict[str, torch.Tensor]:
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        why = f"{type(error).__name__}: {_first_line(error)}"
+        why = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"classifier {file} cannot be read as a checkpoint ({why}); fetch it anew.") from error
     state = stored.get("model_state_dict") if isinstance(stored, Mapping) else None
     if not isinstance(state, Mapping):
@@ -308,7 +348,7 @@ def classify(
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
-    """Log-probabilities (N, C) by domain of an answer set; each image is run once, whatever set it is in.
+    """What the classifiers say of images, as of `Classifiers`; each is run once, whatever set it is in.
 
     Args:
         images: the answer set.
@@ -319,7 +359,7 @@ def classify(
     Raises:
         UsageError: an image is not whole.
     """
-    known = _Known(cache / f"predictions-{classifiers.digest[:12]}.npz")
+    known = _Known(cache / f"predictions-{classifiers.digest[:12]}.npz", classifiers.says)
     left = {key: path for key, path in zip(images.digests, images.paths, strict=True) if key not in known.rows}
     keys, total = list(left), len(images.paths)
     progress(total - len(keys), total)
@@ -343,24 +383,24 @@ def _stack(images: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class _Known:
-    """What classifiers have said of images before, in a file of columns: `digest` and a matrix a domain."""
+    """What classifiers have said of images before, in a file of columns: `digest`, and a matrix for each thing they say."""
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.rows, self.saved = file, dict[str, dict[str, np.ndarray]](), 0
+    def __init__(self, file: Path, says: tuple[str, ...]) -> None:
+        self.file, self.says, self.rows, self.saved = file, says, dict[str, dict[str, np.ndarray]](), 0
         if file.is_file():
             try:
                 with file.open("rb") as opened, np.load(opened) as stored:  # np.load itself leaves a broken file open
-                    columns = {name: stored[name] for name in ("digest", *DOMAINS)}
+                    columns = {name: stored[name] for name in ("digest", *says)}
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 return  # not whole: what it held is worked out anew
             self.add(columns.pop("digest").tolist(), columns)
             self.saved = len(self.rows)
 
-    def add(self, keys: Sequence[str], log_p: Mapping[str, np.ndarray]) -> None:
-        self.rows |= {key: {domain: matrix[i] for domain, matrix in log_p.items()} for i, key in enumerate(keys)}
+    def add(self, keys: Sequence[str], said: Mapping[str, np.ndarray]) -> None:
+        self.rows |= {key: {name: matrix[i] for name, matrix in said.items()} for i, key in enumerate(keys)}
 
     def of(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        return {domain: np.stack([self.rows[key][domain] for key in keys]) for domain in DOMAINS}
+        return {name: np.stack([self.rows[key][name] for key in keys]) for name in self.says}
 
     def save(self) -> None:
         if len(self.rows) == self.saved:

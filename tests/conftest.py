@@ -19,9 +19,10 @@ from slugbench.bench.registry import FOLDERS, Registry
 from slugbench.bench.types import Trial
 
 from .canvas_files import canvas_classifiers, canvas_images, small_canvas
+from .canvas_release import canvas_release
 from .toys import restored_registry, toy_trial
 
-__all__ = ["canvas_classifiers", "canvas_images", "small_canvas"]
+__all__ = ["canvas_classifiers", "canvas_images", "canvas_release", "small_canvas"]
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("house")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slugbench.bench import UsageError, cached, digest, file_digest
-from slugbench.bench.artifacts import artifacts, cache_dir, collect_garbage
+from slugbench.bench.artifacts import artifact_path, artifacts, cache_dir, collect_garbage, gathered
 
 from ..toys import run_python
 
@@ -153,3 +153,43 @@ def test_a_digest_is_the_sha256_of_the_bytes(tmp_path):
 def test_a_digest_is_the_same_in_every_process():
     code = "from slugbench.bench import digest; print(digest({'b': 1, 'a': ['x', None]}))"
     assert {run_python(code, PYTHONHASHSEED=seed).strip() for seed in "01"} == {digest({"a": ["x", None], "b": 1})}
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_folder_keeps_what_a_stopped_process_left_and_is_one_artefact(cache):
+    with pytest.raises(KeyboardInterrupt), gathered("drawings", {"model": 1}) as folder:
+        (folder / "1.jpg").write_bytes(b"12345")
+        raise KeyboardInterrupt
+    with gathered("drawings", {"model": 1}) as again, gathered("drawings", {"model": 2}) as other:
+        assert again == folder and [path.name for path in again.iterdir()] == ["1.jpg"] and other != folder
+    assert sorted((artifact.path, artifact.bytes) for artifact in artifacts()) == sorted([(folder, 5), (other, 0)])
+
+
+def test_folders_used_longest_ago_are_collected_whole_and_foreign_ones_never(cache):
+    (cache / "somebody's").mkdir(parents=True)
+    for number, model in enumerate("ab"):
+        with gathered("drawings", {"model": model}) as folder:
+            (folder / "1.jpg").write_bytes(b"12345")
+        os.utime(folder, (number, number))
+    assert [artifact.path for artifact in collect_garbage(5)] == [artifact_path("drawings", {"model": "a"}, suffix=".files")]
+    assert folder.is_dir() and (cache / "somebody's").is_dir()
+
+
+def test_two_threads_are_never_in_one_folder(cache):
+    inside, most = [], []
+
+    def work():
+        with gathered("drawings", {}):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4

@@ -12,11 +12,12 @@ from slugbench.tasks.unlearncanvas import UnlearnCanvas
 
 from ..canvas_files import SEED, SIDE, as_shown
 
+ONE_SEED = canvas.Grid(seeds=(SEED,))
 pytestmark = pytest.mark.usefixtures("small_canvas")
 
 
-def read(folder, seeds=(SEED,)):
-    return canvas.read_answer_set(folder, seeds=seeds, side=SIDE)
+def read(folder):
+    return canvas.read_answer_set(folder, grid=ONE_SEED, side=SIDE)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_answers_are_about_the_targets_domain_and_hold_both():
 def test_a_whole_answer_set_is_read_in_order_and_hidden_files_do_not_count(copied):
     (copied / ".DS_Store").write_text("")
     found = read(copied)
-    assert [path.name for path in found.paths] == canvas.file_names((SEED,)) and len(set(found.digests)) == 1020
+    assert [path.name for path in found.paths] == canvas.file_names(ONE_SEED) and len(set(found.digests)) == 1020
 
 
 def test_a_missing_image_is_named(copied):
@@ -117,7 +118,7 @@ def test_images_of_another_size_or_none_are_named(copied):
 
 
 def test_a_truncated_image_is_named_and_all_before_it_are_kept(copied, canvas_classifiers, tmp_path):
-    path = copied / canvas.file_names((SEED,))[200]
+    path = copied / canvas.file_names(ONE_SEED)[200]
     path.write_bytes(path.read_bytes()[:-20])
     classifiers = canvas.Classifiers(canvas_classifiers, architecture="test_vit")
     with pytest.raises(UsageError, match=rf"{path.name} is no whole image"):
@@ -142,7 +143,7 @@ def test_what_is_known_of_images_is_worked_out_anew_where_its_file_is_broken(can
 
 def test_images_are_shown_as_the_release_shows_them(canvas_images):
     """Its transforms of torchvision's first generation."""
-    path = canvas_images / canvas.file_names((SEED,))[7]
+    path = canvas_images / canvas.file_names(ONE_SEED)[7]
     np.testing.assert_allclose(canvas.pixels(path).numpy(), as_shown(path), atol=1e-6)  # float32
 
 
@@ -234,10 +235,10 @@ def test_a_checkpoint_that_is_none_or_runs_code_is_refused(tmp_path):
 # ---------------------------------------------------------------- the task
 
 
-def test_building_a_trial_says_which_checkpoint_is_missing(tmp_path):
-    with pytest.raises(UsageError, match=r"the style classifier .*style50\.pth is missing"):
+def test_building_a_trial_says_that_there_are_no_data(tmp_path):
+    with pytest.raises(UsageError, match=r"has no folder for 51 of 51 styles: Abstractionism, .* and 41 more; it needs"):
         UnlearnCanvas(data=str(tmp_path)).build("Van_Gogh", 0)
-    assert [wanted.found for wanted in UnlearnCanvas(data=str(tmp_path)).wanted()] == [False, False]
+    assert [wanted.found for wanted in UnlearnCanvas(data=str(tmp_path)).wanted()] == [False] * 4
 
 
 def test_a_scored_trial_has_no_model_and_says_so(canvas_images, canvas_classifiers, tmp_path):
