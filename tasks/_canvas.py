@@ -45,10 +45,12 @@ from ._canvas_answers import (
     DOMAINS,
     SEEDS,
     Asked,
+    Drawn,
     Target,
     answers,
     ask,
     classifier_file,
+    drawn_at,
     features,
     grid,
     seen,
@@ -114,6 +116,8 @@ class Canvas:
             original_model=lambda: editable(models.base(seed)),
             classes=DOMAINS,
             real=_real(target),
+            pictures=drawn_at,
+            drawing=Drawn(bare_names(), pipeline, target),
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +76,98 @@ def generate(
         yield found.images.float()
 
 
+def redraw(
+    pipeline: StableDiffusionPipeline,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    strength: float,
+) -> torch.Tensor:
+    """Pictures (B, 3, H, W) from 0 to 1, drawn from others under noise: the last `strength` of so many steps.
+
+    Args:
+        pipeline: whose parts are used.
+        image: (B, 3, H, W) from -1 to 1.
+        text: (B, T) tokens of the prompts.
+        seeds: of each picture's noise.
+        steps: of sampling from noise alone.
+        guidance: towards the prompts.
+        strength: in (0, 1]; at 1 nothing is left of the picture but what its noise level leaves.
+
+    References:
+        Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, 2022.
+    """
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    again = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    again.set_progress_bar_config(disable=True)
+    device = next(pipeline.unet.parameters()).device
+    text = text.to(device)
+    nothing = pipeline.tokenizer([""], padding="max_length", max_length=text.shape[1], return_tensors="pt").input_ids
+    without = pipeline.text_encoder(nothing.to(device))[0].expand(len(text), -1, -1)
+    return again(
+        prompt_embeds=pipeline.text_encoder(text)[0],
+        negative_prompt_embeds=without,
+        image=((image + 1) / 2).clamp(0, 1).to(device),  # below 0 it would be taken for -1 to 1
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="pt",
+    ).images.float()
+
+
 def to_latents(vae: Any, image: torch.Tensor) -> torch.Tensor:
     """Latents of pictures from -1 to 1, as the U-Net is trained on: the mean of what the encoder says."""
     found = vae.encode(image.to(vae.dtype))
     latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
     return (latents * vae.config.scaling_factor).to(image.dtype)
+
+
+# ---------------------------------------------------------------- names
+
+
+@dataclass(frozen=True)
+class Names:
+    """The part of `bench.types.Drawing` that is about names: other vectors where the text encoder looks one up."""
+
+    named: Mapping[str, torch.Tensor]
+    """(T,) tokens of the bare name of each concept."""
+
+    def vectors(self, model: Model, target: str) -> torch.Tensor:
+        """(W, D) embeddings of the name's tokens; a copy."""
+        table = _embedding(model)
+        return table.weight[_words(self.named[target]).to(table.weight.device)].detach().clone()
+
+    @contextmanager
+    def instead(self, model: Model, target: str, vectors_WD: torch.Tensor) -> Iterator[None]:
+        """Inside, prompts that name the target are read with those vectors in the name's place, wherever it stands."""
+        import torch
+
+        words = _words(self.named[target])
+
+        def put(module: Model, inputs: tuple[torch.Tensor, ...], found_BTD: torch.Tensor) -> torch.Tensor:
+            text = inputs[0]
+            windows = text.unfold(1, len(words), 1)
+            row, start = torch.nonzero((windows == words.to(text.device)).all(-1), as_tuple=True)
+            place = start[:, None] + torch.arange(len(words), device=text.device)
+            vectors = vectors_WD.to(found_BTD).expand(len(row), -1, -1)
+            return found_BTD.index_put((row[:, None].expand_as(place), place), vectors)
+
+        handle = _embedding(model).register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _embedding(model: Model) -> Any:
+    encoder: Any = model.get_submodule("text")
+    return encoder.get_input_embeddings()
 
 
 # ---------------------------------------------------------------- objective
