@@ -67,8 +67,8 @@ def read(path: Path) -> Pictures | None:
 def choose(trial: Trial) -> list[tuple[Kind, int]]:
     """Rows of the questions to show, at most 12: prompts with the target, their neighbours, and what is unlike any of them.
 
-    With d the target's domain and e the other one (a style and an object), neighbours have the same class of e and another of
-    d, and unrelated prompts other classes of both. Classes are taken evenly from all, as they are numbered.
+    With d the target's domain and e the other one (a style and an object), neighbours have the same class of e and another
+    of d, and unrelated prompts other classes of both. Classes are taken evenly from all, as they are numbered.
     """
     q, targets = trial.questions, set(trial.request.targets)
     own, other = sorted(trial.classes, key=lambda domain: not targets <= set(trial.classes[domain]))

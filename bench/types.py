@@ -8,7 +8,7 @@ may see. Legend for array shapes: B batch, C channels or classes, H and W pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -340,7 +340,7 @@ class Trial:
     """Of a model that makes images: by domain the names of its classes, in the order of their numbers."""
     real: np.ndarray | None = None
     """(M, D) features of real pictures of the retained concepts, as the column `features` of the answers."""
-    pictures: Callable[[Answers, np.ndarray], Sequence[np.ndarray]] | None = None
+    pictures: Callable[[Answers, np.ndarray], Iterable[np.ndarray]] | None = None
     """(n of (H, W, 3) uint8) what the model that gave those answers drew at those rows of the questions, to be looked at."""
     drawing: Drawing | None = None
     """Of a text-to-image model."""

@@ -1,8 +1,8 @@
 """Whether a text-to-image model still draws what it forgot once it is asked by more than the name: a picture, or a vector.
 
-Prompts are one way into the model of three. A filter, or an edit that only turns a name's meaning elsewhere, leaves the other
-two open: to begin sampling at a picture, and to look for a vector that says what the name said. As with all attacks, what
-they find says something beside retrained models under the same attack alone: those can be shown a picture as well.
+Prompts are one way into such a model of three. A filter, or an edit that only turns a name's meaning elsewhere, leaves the
+other two open: to begin sampling at a picture, and to look for a vector that says what the name said. As with all attacks,
+what they find says something beside retrained models under the same attack alone: those can be shown a picture as well.
 """
 
 from __future__ import annotations

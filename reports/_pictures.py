@@ -64,13 +64,14 @@ def grids(board: Board, runs: Sequence[Mapping[str, Any]]) -> list[Grid]:
     cells = cells[cells["status"] == "ok"].sort_values(["base_seed", "method_seed"], kind="stable")
     order = sorted((line.method for line in board.lines), key=lambda m: FIRST.index(m) if m in FIRST else len(FIRST))
     for request, of_request in cells.groupby("request", sort=True):
-        for base_seed, same_base in of_request.groupby("base_seed", sort=True):
+        for base_seed in of_request["base_seed"].unique().tolist():
+            same_base = of_request[of_request["base_seed"] == base_seed]
             first = same_base.drop_duplicates("label").set_index("label")["cell"]
             found = {label: shown for label in order if label in first and (shown := _read(first[label], runs))}
             if found:
                 columns = _columns(next(iter(found.values())))
                 rows = {label: shown.image for label, shown in found.items() if _columns(shown) == columns}
-                made.append(Grid(str(request), int(base_seed), columns, rows))
+                made.append(Grid(str(request), base_seed, columns, rows))
                 break
     return made
 

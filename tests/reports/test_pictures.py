@@ -76,7 +76,7 @@ def test_there_is_no_grid_without_pictures(frame, runs, tmp_path):
 
 
 def test_a_figure_has_a_row_a_method_and_a_column_a_prompt(shown, tmp_path):
-    frame, runs, side = shown
+    frame, runs, _ = shown
     (board,) = boards(frame, runs)
     with style():
         (ax,) = picture_grid(grids(board, runs)[0]).axes

@@ -13,7 +13,7 @@ from slugbench.bench import TextToImage, TwoTowers
 from slugbench.tasks import _canvas_answers, _canvas_model, _canvas_recipe, _canvas_scenes
 from slugbench.tasks._canvas_answers import Target
 from slugbench.tasks._canvas_scenes import OBJECTS, STYLES
-from slugbench.tasks._diffusion import editable, generate, to_latents, with_model
+from slugbench.tasks._diffusion import Names, editable, generate, redraw, to_latents, with_model
 
 from ..canvas_toys import batch, objective, pipeline
 
@@ -184,6 +184,48 @@ def test_the_text_encoder_is_edited_by_the_loss_of_its_clip():
     assert list(told.weights(model)) == ["unet"] and not any(
         p.requires_grad for p in model.get_submodule("text").parameters()
     )
+
+
+# ---------------------------------------------------------------- what attacks can do
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_vectors_stand_where_the_name_is_and_nowhere_else(words):
+    """As if the embedding of each of the name's tokens had been overwritten, but for prompts that do not name it."""
+    made, tokenizer = pipeline(), _canvas_model.tokenizer()
+    texts = _canvas_model.tokens(tokenizer, ["A ball image in neon style.", "A neon picture", "A ball image in ink style."])
+    name = _canvas_model.tokens(tokenizer, ["neon" if words == 1 else "in neon"])[0]
+    model, attack = editable(made), Names({"it": name})
+    vectors = torch.randn(words, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with attack.instead(model, "it", vectors):
+        read = model.get_submodule("text")(texts)[0]
+    read.square().sum().backward()
+    assert vectors.grad.abs().sum() > 0
+    plain = model.get_submodule("text")(texts)[0]
+    table = model.get_submodule("text").get_input_embeddings().weight
+    table.data[name[1 : 1 + words]] = vectors.detach()
+    overwritten = model.get_submodule("text")(texts)[0]
+    named = [0, 1] if words == 1 else [0]
+    torch.testing.assert_close(read[named], overwritten[named])
+    assert all(torch.equal(read[i], plain[i]) for i in range(3) if i not in named)
+    torch.testing.assert_close(attack.vectors(model, "it"), vectors.detach())
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.7])
+def test_pictures_are_drawn_anew_from_as_much_noise_as_was_asked_for(strength):
+    """Step by step: noise the picture to the level at which that share of the steps is left, then DDIM, guided."""
+    made, given, scheduler = pipeline(), batch(2), _canvas_model.new_scheduler()
+    found = redraw(made, given["image"], given["text"], [4, 5], steps=20, guidance=2.0, strength=strength)
+    scheduler.set_timesteps(20)
+    left = scheduler.timesteps[20 - round(20 * strength) :]
+    noise = torch.cat([torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (4, 5)])
+    with torch.no_grad():
+        said = [made.text_encoder(text)[0] for text in (objective(made).nothing.expand(2, -1), given["text"])]
+        latents = scheduler.add_noise(given["image"], noise, left[:1])
+        for time in left:
+            without, under = (made.unet(latents, time, text).sample for text in said)
+            latents = scheduler.step(without + 2.0 * (under - without), time, latents).prev_sample
+    torch.testing.assert_close(found, (latents / 2 + 0.5).clamp(0, 1), atol=1e-3, rtol=0)  # latents pass to 4e-4
 
 
 # ---------------------------------------------------------------- questions
