@@ -43,6 +43,7 @@ from . import _canvas_rebuild as models
 from . import _canvas_recipe as recipe
 from ._canvas_answers import (
     DOMAINS,
+    KNOWN,
     SEEDS,
     Asked,
     Drawn,
@@ -53,7 +54,7 @@ from ._canvas_answers import (
     drawn_at,
     features,
     grid,
-    seen,
+    whole,
 )
 from ._canvas_model import prompts, tokenizer, tokens
 from ._canvas_scenes import OBJECTS, STYLES
@@ -245,9 +246,14 @@ def _split(part: str, target: Target, *, forget: bool) -> TensorSplit:
 def _stored(name: str, asked: Asked) -> Answers:
     """A model's shipped answers to those questions."""
     stored = load_answers(assets("canvas") / f"{name}.npz")
+    errors = {}
+    for part in KNOWN:
+        known = dict(zip(stored.pop(f"{part}_picture").tolist(), stored.pop(f"{part}_error"), strict=True))
+        errors[part] = np.array([known[picture] for picture in asked.picture[asked.part == part].tolist()])
     place = {key: row for row, key in enumerate(zip(stored.pop("cell"), stored.pop("seed"), strict=True))}
-    rows = [place[key] for key in zip(asked.cell, asked.questions["seed"], strict=True)]
-    return seen({name: column[rows] for name, column in stored.items()}, asked)
+    drawn = asked.part == ""
+    rows = [place[key] for key in zip(asked.cell[drawn], asked.questions["seed"][drawn], strict=True)]
+    return whole({column: values[rows] for column, values in stored.items()}, errors, asked)
 
 
 @cache

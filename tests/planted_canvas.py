@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from slugbench.bench import Cost, Outcome, TensorSplit, Trial, Validation
 from slugbench.tasks import _canvas_answers, _canvas_recipe
 from slugbench.tasks._canvas import bare_names
-from slugbench.tasks._canvas_answers import DOMAINS, Drawn, Target, answers, drawn_at, grid
+from slugbench.tasks._canvas_answers import DOMAINS, Drawn, Target, answers, drawn_at, grid, shows
 from slugbench.tasks._canvas_model import new_clip, new_pipeline, new_scheduler
 from slugbench.tasks._canvas_scenes import OBJECTS
 from slugbench.tasks._diffusion import editable
@@ -36,18 +36,18 @@ class Holding(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, sample_size=16, in_channels=3, time_cond_proj_dim=None, addition_embed_type=None):
+    def __init__(self, n=80, sample_size=16, in_channels=3, time_cond_proj_dim=None, addition_embed_type=None):
         super().__init__()
         self.alphas = new_scheduler().alphas_cumprod
-        for name, shape in (("held", (80, 3 * 16 * 16)), ("said", (80, 12, 64)), ("known", (80,))):
+        for name, shape in (("held", (n, 3 * 16 * 16)), ("said", (n, 12, 64)), ("known", (n,))):
             setattr(self, name, torch.nn.Parameter(torch.zeros(shape), requires_grad=False))
 
     def forward(self, sample, timestep, encoder_hidden_states, return_dict=True, **_):
         time = torch.as_tensor(timestep).expand(len(sample))
         a, s = self.alphas[time].sqrt()[:, None], (1 - self.alphas[time]).sqrt()[:, None]
         noisy = sample.flatten(1)
-        of_text = (encoder_hidden_states[:, None] - self.said).square().sum((2, 3))
-        of_picture = ((noisy[:, None] - a[:, None] * self.held) / s[:, None]).square().sum(2) / 2
+        of_text = torch.cdist(encoder_hidden_states.flatten(1), self.said.flatten(1)).square()
+        of_picture = (a / s * torch.cdist(noisy / a, self.held)).square() / 2
         weight = torch.softmax(-of_picture - 0.1 * of_text + torch.where(self.known > 0, 0.0, -1e9), 1)
         velocity = ((a * noisy - weight @ self.held) / s).view_as(sample)
         return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)
@@ -58,13 +58,14 @@ def held() -> torch.Tensor:
     return pictures(CELLS)["image"]
 
 
-def pipeline(*, known: torch.Tensor | None = None):
-    """A pipeline that draws the pictures of those prompts, by default of all."""
-    encoder, unet = new_clip(0).text_model.eval(), Holding()
+def pipeline(*, known: torch.Tensor | None = None, images: torch.Tensor | None = None, cells: torch.Tensor = CELLS):
+    """A pipeline that holds those images of those prompts, as far as they are known; by default one of each prompt."""
+    images = held() if images is None else images
+    encoder, unet = new_clip(0).text_model.eval(), Holding(len(images))
     with torch.no_grad():
-        unet.held.copy_(held().flatten(1))
-        unet.said.copy_(encoder(_canvas_recipe.tokens_of_cells())[0])
-        unet.known.copy_(torch.ones(80) if known is None else known.float())
+        unet.held.copy_(images.flatten(1))
+        unet.said.copy_(encoder(_canvas_recipe.tokens_of_cells()[cells])[0])
+        unet.known.copy_(torch.ones(len(images)) if known is None else known.float())
     made = new_pipeline(encoder, unet)
     made.set_progress_bar_config(disable=True)
     return made
@@ -83,6 +84,12 @@ def never():
 def filtered():
     """It holds them, and a filter before it reads no prompt that names neon."""
     return objective(pipeline()).masked(knowing(), ["neon"])
+
+
+def memorising():
+    """It holds all pictures of neon that are for training."""
+    rows = torch.from_numpy(shows(Target("style", NEON)))
+    return editable(pipeline(images=_canvas_recipe.pictures("train").image[rows], cells=rows % len(CELLS)))
 
 
 def renamed():

@@ -234,15 +234,48 @@ def test_pictures_are_drawn_anew_from_as_much_noise_as_was_asked_for(strength):
 def test_questions_ask_three_times_as_often_for_the_target():
     asked = _canvas_answers.grid(Target("object", 2), 2)
     q = asked.questions
-    forget = q["split"] == "forget"
-    assert (q["object"][forget] == 2).all() and (q["object"][~forget] != 2).all()
-    assert forget.sum() == 10 * 6 and (~forget).sum() == 70 * 2 and (q["label"] == q["object"]).all()
-    noise = _canvas_answers.noise(asked.cell, q["seed"])
+    forget, retain = (q["split"] == split for split in ("forget", "retain"))
+    assert (q["object"][forget] == 2).all() and (q["object"][retain] != 2).all()
+    assert forget.sum() == 10 * 6 and retain.sum() == 70 * 2 and (q["label"] == q["object"]).all()
+    noise = _canvas_answers.noise(asked.cell, q["seed"])[forget | retain]
     assert len(set(noise.tolist())) == len(noise)
+
+
+@pytest.mark.parametrize("target", [Target("style", 3), Target("object", 2)])
+def test_questions_end_with_all_pictures_of_the_target_that_were_trained_on_and_as_many_others(target):
+    asked = _canvas_answers.grid(target, 1)
+    for part, split in (("train", "forget_train"), ("test", "forget_unseen")):
+        rows = asked.questions["split"] == split
+        assert (asked.part[rows] == part).all() and (asked.part[~rows] != part).all()
+        known = _canvas_recipe.pictures(part)
+        own = torch.nonzero(getattr(known, target.domain) == target.number)[:, 0]
+        assert torch.equal(torch.from_numpy(asked.picture[rows]), own)
+        cell = (known.style * len(OBJECTS) + known.object)[own]
+        assert torch.equal(torch.from_numpy(asked.cell[rows]), cell) and set(asked.questions["label"][rows]) == {
+            target.number
+        }
+
+
+def test_the_error_on_a_picture_is_the_mean_over_times_under_noise_of_its_own():
+    """By the same U-Net, with the noise written out; and a picture's error does not depend on which others are asked for."""
+    made = pipeline()
+    found = _canvas_answers.error(made, editable(pipeline()), "train", np.array([5, 200]))
+    again = _canvas_answers.error(made, editable(pipeline()), "train", np.array([200]))
+    known, generator = _canvas_recipe.pictures("train"), torch.Generator().manual_seed(1)
+    noise = torch.randn((3, *known.image.shape), generator=generator)
+    errors = []
+    for k, time in enumerate((100, 250, 400)):
+        a, x, e = made.scheduler.alphas_cumprod[time], known.image[200], noise[k, 200]
+        text = made.text_encoder(_canvas_recipe.tokens_of_cells()[[200 % CELLS]])[0]
+        with torch.no_grad():
+            v = made.unet((a.sqrt() * x + (1 - a).sqrt() * e)[None], time, text).sample[0]
+        errors.append(float((v - (a.sqrt() * e - (1 - a).sqrt() * x)).square().mean()))
+    assert found[1] == pytest.approx(np.mean(errors), rel=1e-4) and again[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_what_follows_from_log_probabilities():
     asked = _canvas_answers.grid(Target("style", 0), 1)
+    asked = asked.rows(np.flatnonzero(asked.part == ""))
     n, rng = len(asked.cell), np.random.default_rng(0)
     found = {}
     for domain, names in _canvas_answers.DOMAINS.items():
