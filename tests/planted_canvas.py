@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -100,9 +101,14 @@ def renamed():
     return model
 
 
-def neon_trial() -> Trial:
-    """To forget the style neon, of `knowing`; its oracles are `never`."""
+def neon_trial(*, denoised: bool = False) -> Trial:
+    """To forget the style neon, of `knowing`; its oracles are `never`.
+
+    Args:
+        denoised: whether pictures are to be denoised as well, which takes as long again.
+    """
     made, target, asked = pipeline(), Target("style", NEON), grid(Target("style", NEON), 1)
+    asked = asked if denoised else asked.rows(np.flatnonzero(asked.part == ""))
     neon, others = (TensorSplit(pictures(CELLS[mine]), {"neon": torch.arange(8)}) for mine in (NEON_CELLS, ~NEON_CELLS))
     parts = {"forget": neon, "retain": others, "validation": Validation(neon, others), "objective": objective(made)}
     request = replace(neon_request(), model=editable(made), **parts)

@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from slugbench.bench.cell import _save_arrays
 from slugbench.bench.pictures import SIDE, choose, columns, read, reduced
 
 CLASSES = {"style": ("ink", "neon", "rust", "chalk"), "object": ("ball", "box", "star", "ring", "Big_Cat")}
@@ -44,9 +45,8 @@ def test_the_lowest_seeds_are_shown():
 
 
 def test_what_a_cell_keeps_comes_back(tmp_path):
-    kept = columns(trial(), {})
-    np.savez_compressed(tmp_path / "cell.npz", **kept)
-    found = read(tmp_path / "cell.npz")
+    _save_arrays(trial(), {"rank": np.zeros(60, int)}, tmp_path)
+    found = read(tmp_path / "arrays.npz")
     assert found.image.dtype == np.uint8 and found.image[:, 0, 0, 0].tolist() == [row for _, row in choose(trial())]
     assert found.prompt[0] == "neon ball" and "neon Big Cat" in found.prompt and found.kind[0] == "target"
     assert len(found.image) == len(found.kind) == len(found.prompt) == len(found.seed) <= 20

@@ -18,7 +18,7 @@ def trial():
     """Its original has the training pictures of neon by heart."""
     with pytest.MonkeyPatch.context() as patch:
         sees_what_is_nearest(patch)
-        trial = neon_trial()
+        trial = neon_trial(denoised=True)
         yield dataclasses.replace(trial, original=trial.answer(memorising()))
 
 
