@@ -1,7 +1,7 @@
 """What happens inside a cell's own process: build the trial, run the method once, judge the outcome, leave files.
 
 Everything a cell leaves lies in its scratch folder: `result.json` (status, error, cost, values) and `arrays.npz`
-(questions and answers, one row an image). Nobody is called back; a cell that leaves no result was killed.
+(questions and answers, one row an image, and some pictures). Nobody is called back; a cell that leaves no result was killed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from . import meter as metering
 from .artifacts import cached, digest, write_through
 from .errors import InvalidModel, MissingDependency
 from .intervals import interval
+from .pictures import columns as pictures
 from .registry import REGISTRY, Entry, load
 from .types import Answers, Cost, Metric, Outcome, Scored, Status, Task, Trial, Value, needs_model
 
@@ -404,6 +405,7 @@ def _save_arrays(trial: Trial, answers: Answers, scratch: Path) -> None:
 
     columns = {f"question.{name}": column for name, column in trial.questions.items()}
     columns |= {f"answer.{name}": column for name, column in answers.items()}
+    columns |= pictures(trial, answers)
     np.savez_compressed(scratch / "arrays.npz", **columns)  # type: ignore[arg-type]  # numpy's stub knows no ** columns
     write_through(scratch / "arrays.npz")
 

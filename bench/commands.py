@@ -529,10 +529,11 @@ def _conclude(store: Store, cells: Sequence[Cell], formats: str, reports: Sequen
     else:  # also after a kill between the last cell and the report
         frame = normalised(store.write_table())
         _check_gates_after(cells, store, frame)
-        (text,) = _write_reports(frame, [store.run], folder, reports[:1])
+        run = {**store.run, "folder": str(store.folder)}
+        (text,) = _write_reports(frame, [run], folder, reports[:1])
         print(text.read_text())
         print(f"cells: {summary}")
-        others = _write_reports(frame, [store.run], folder, reports[1:])
+        others = _write_reports(frame, [run], folder, reports[1:])
         store.update_run(reported=formats)
         for path in reversed(others):
             print(path)

@@ -21,7 +21,7 @@ Run: TypeAlias = "tuple[pd.DataFrame, Mapping[str, Any]]"
 
 
 def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table and the `run.json` of a finished or interrupted run.
+    """The table and the `run.json` of a finished or interrupted run, with the key `folder` besides.
 
     Raises:
         UsageError: the folder is no run, a file of it cannot be read, or it was written under another schema.
@@ -29,7 +29,7 @@ def read_run(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     import pandas as pd
 
     folder = Path(folder)
-    run = read_run_file(folder)
+    run = {**read_run_file(folder), "folder": str(folder)}
     _check_schema(run.get("schema", SCHEMA), str(folder / "run.json"))
     if (folder / "cells").is_dir():  # what the table is made from: right even where a kill left an older table
         return normalised(table(folder), where=str(folder)), run

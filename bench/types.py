@@ -8,7 +8,8 @@ may see. Legend for array shapes: B batch, C channels or classes, H and W pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -151,8 +152,8 @@ class TextToImage(Protocol):
     nothing: torch.Tensor
     """(1, T), the empty prompt."""
 
-    def noised(self, batch: Batch) -> Noised:
-        """Pictures at a time and under noise drawn for each."""
+    def noised(self, batch: Batch, draws: torch.Generator | None = None) -> Noised:
+        """Pictures at a time and under noise drawn for each, by the objective's own generator if no other is given."""
         ...
 
     def drawn(self, model: Model, text: torch.Tensor, generator: torch.Generator, *, guidance: float) -> Noised:
@@ -266,6 +267,25 @@ class Prompts(Protocol):
         ...
 
 
+class Drawing(Protocol):
+    """What attacks can do with a text-to-image model: put vectors in the place of a name, and begin at a picture."""
+
+    def vectors(self, model: Model, target: str) -> torch.Tensor:
+        """(W, D) what the tokens of a concept's name are embedded as before the text encoder's first layer."""
+        ...
+
+    def instead(self, model: Model, target: str, vectors_WD: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside, the model reads those vectors wherever a prompt names the target; gradients reach them."""
+        ...
+
+    def redraw(self, model: Model, batch: Batch, *, strength: float, seed: int) -> np.ndarray:
+        """(B,) class that is seen, in the targets' domain, in what the model makes of the pictures of a batch.
+
+        They are noised up to `strength` of the way to pure noise, in (0, 1], and denoised under their own prompts.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Trial:
     """A request together with what its unlearned model is measured on and against.
@@ -288,7 +308,8 @@ class Trial:
     the image. A concept is of one domain of several (a style, an object), and `classes` names those of each. The usual
     columns are about the domain of the targets. Besides, for each domain `d`, questions hold `d` (int, the class
     prompted), and `seed` (int); answers hold `d` (int, the class seen), `d_score` (the log-odds of the class prompted)
-    and `d_log_p` (N, classes of d; log-probabilities).
+    and `d_log_p` (N, classes of d; log-probabilities). The splits `forget_train`, training images of the targets, and
+    `forget_unseen`, as many that no model saw, are not to be drawn but to be denoised: of them `score` is minus the error.
     """
 
     request: Request
@@ -320,6 +341,10 @@ class Trial:
     """Of a model that makes images: by domain the names of its classes, in the order of their numbers."""
     real: np.ndarray | None = None
     """(M, D) features of real pictures of the retained concepts, as the column `features` of the answers."""
+    pictures: Callable[[Answers, np.ndarray], Iterable[np.ndarray]] | None = None
+    """(n of (H, W, 3) uint8) what the model that gave those answers drew at those rows of the questions, to be looked at."""
+    drawing: Drawing | None = None
+    """Of a text-to-image model."""
     method_seed: int = 0
     """Set by the runner; the control `oracle` is oracle number `method_seed`."""
 
@@ -534,7 +559,7 @@ class Scoring(Protocol):
 class Report(Protocol):
     """Rows in, files out: writes under `out` and returns what it wrote, the main file first.
 
-    `runs` holds the `run.json` of each folder the rows came from.
+    `runs` holds the `run.json` of each folder the rows came from, and under the key `folder` where that is, if it is known.
     """
 
     def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]: ...

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from slugbench.bench import Model, Request, method
 
 from ._common import Allowance, Tensors, differentiable, mean_gradients
+from ._cross_attention import only, why_not
 from .random_label import Labels, RandomLabel, Schedule, everywhere, is_temperature
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class SalUn:
     batch: PositiveInt = RandomLabel.batch
     retain_batch: PositiveInt = RandomLabel.retain_batch
     every: PositiveInt | None = RandomLabel.every
+    part: Literal["all", "cross"] = "all"
+    """`cross`: of a text-to-image model's U-Net rank and change cross-attention alone (UnlearnCanvas's row)."""
     legacy: bool = False
     """Mask the gradient alone, as the code did until 2026: weight decay then shrinks what is masked, too. After 1,760
     steps of its SGD by a factor of .892 at learning rate .013, of .415 at .1."""
@@ -54,11 +57,20 @@ class SalUn:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep={self.keep} is the share of weights that may change; give a number above 0, at most 1.")
 
+    def skips(self, request: Request) -> str | None:
+        """Why it does not run on a request."""
+        return f"part=cross: {why}" if self.part == "cross" and (why := why_not(request)) else None
+
     def __call__(self, request: Request) -> Model:
         """The fine-tuned model; unless `legacy`, a share 1 - `keep` of its weights are the original's, bit for bit."""
         allowance = Allowance(request)
         request.progress("prepare")
-        masks = everywhere(request) | saliency_mask(forget_gradients(request, allowance, self.batch), self.keep)
+        gradients = forget_gradients(request, allowance, self.batch)
+        masks = everywhere(request)
+        if self.part == "cross":
+            masks = only(request, "attn2")
+            gradients = {name: gradient for name, gradient in gradients.items() if masks[name].any()}
+        masks |= saliency_mask(gradients, self.keep)
         training = RandomLabel(**{field.name: getattr(self, field.name) for field in fields(RandomLabel)})
         if not self.legacy:
             return training.learn(request, allowance, masks)

@@ -76,7 +76,7 @@ class _Asked:
         self.questions, self.classes, self.targets = trial.questions, trial.classes, trial.request.targets
         self.own, self.other = sorted(self.classes, key=lambda domain: not set(self.targets) <= set(self.classes[domain]))
         self.forget = self.questions["split"] == "forget"
-        self.counted = np.ones(len(self.forget), bool)
+        self.counted = np.isin(self.questions["split"], ("forget", "retain"))  # the others are not drawn, but denoised
         self.without = f", {leave_out} left out" if leave_out else ""
         if leave_out:
             holding = [domain for domain, names in self.classes.items() if leave_out in names]

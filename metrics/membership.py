@@ -34,8 +34,11 @@ class SampleMembership:
     digits, as much as training does. So 0.5 is not the mark, but the AUC of the retrained models on these very samples,
     and a value says little alone: read the mean gap to the oracles over several requests.
 
+    A model that makes images has no confidence: there the score is how well it denoises an image under its prompt.
+
     References:
         Carlini et al., Membership Inference Attacks From First Principles, 2022 (the score).
+        Matsumoto, Miura and Yanai, Membership Inference Attacks against Diffusion Models, 2023 (denoising).
     """
 
     def __call__(self, outcome: Outcome) -> list[Value]:
@@ -51,7 +54,14 @@ class SampleMembership:
 
 def parts(outcome: Outcome) -> tuple[str, str]:
     """The splits of members and of non-members: of the forget split itself, and of unseen images like it."""
-    return ("forget_train", "forget") if outcome.trial.request.targets else ("forget", "retain")
+    if not outcome.trial.request.targets:
+        return "forget", "retain"
+    drawn = (outcome.trial.questions["split"] == UNSEEN).any()  # what a model draws of the targets is no test image
+    return "forget_train", UNSEEN if drawn else "forget"
+
+
+UNSEEN = "forget_unseen"
+"""The split of unseen images of the targets, where `forget` asks for images instead of showing some."""
 
 
 def members_and_others(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:

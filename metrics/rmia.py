@@ -9,7 +9,7 @@ import numpy as np
 
 from slugbench.bench import Answers, Outcome, Value, metric
 
-from .membership import auc, members_and_others, parts, sample_attack_fails
+from .membership import UNSEEN, auc, members_and_others, parts, sample_attack_fails
 
 
 @metric("rmia")
@@ -46,8 +46,8 @@ class RelativeMembership:
     def __call__(self, outcome: Outcome) -> list[Value]:
         """One value `rmia`, in [0, 1]; none where the task asks nothing about the forget split itself."""
         q, split = outcome.trial.questions, outcome.trial.questions["split"]
-        if not all((split == part).any() for part in (*parts(outcome), "retain")):
-            return []
+        if not all((split == part).any() for part in (*parts(outcome), "retain")) or UNSEEN in parts(outcome):
+            return []  # in the latter case images to be retained are drawn, and no population for those that are shown
         rows, member = members_and_others(outcome)
         population = np.flatnonzero(split == "retain")
         if not outcome.trial.request.targets:  # non-members are test images of all concepts themselves: share them out

@@ -18,6 +18,7 @@ import pandas as pd
 from slugbench.bench import report
 
 from ._layout import figure_of, style
+from ._pictures import grids, picture_grid
 from ._subject import column_of
 from .looks import FAINT, INDIGO, INK, MUTED, PAPER, WINE
 from .order import ALPHA, contestants, order
@@ -89,6 +90,10 @@ FIGURES: dict[str, Kind] = {
         "are alike.",
     ),
 }
+PICTURES = (
+    "What each model draws at the same prompts and seeds. Neighbours have all but the target in common with a prompt that "
+    "names it, unrelated prompts nothing."
+)
 PAGE_FIGURES: dict[str, Callable[[Board], Figure]] = {
     "trade-off": lambda board: figure_of(trade_off(contested(board), width=ON_THE_PAGE)),
     "quality-time": lambda board: figure_of(quality_cost(contested(board), width=ON_THE_PAGE)),
@@ -127,6 +132,9 @@ def drawn(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> Iterator[tu
                 yield slug_of(board, name), f"{board.title}. {board.extent}. {kind.caption}", kind.draw(board)
             except NothingToDraw as reason:
                 yield slug_of(board, name), str(reason), None
+        for grid in grids(board, runs):
+            caption = f"{board.title}. {grid.request}, base model {grid.base_seed}. {PICTURES}"
+            yield slug_of(board, f"pictures {grid.request}"), caption, picture_grid(grid)
     for task, known in by_task(runs).items():
         caption = f"{task}: the best of k configurations. Hollow: the defaults; at a curve's end: what was chosen."
         yield slug(f"{task} tuning"), caption, best_of_k(known)

@@ -218,6 +218,18 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
     (r"seq_slope", "attack", "retained accuracy a request", "What each of the requests in turn adds to it."),
     (r"prompt_adv", "attack", "adversarial prompt", "Forget accuracy with words found by search in the name's place."),
     (r"prompt_inv", "attack", "inverted prompt", "Forget accuracy with the mean of five images in the name's place."),
+    (
+        r"context@([\d.]+)",
+        "attack",
+        "drawn from a picture, noise {}",
+        "Share of the target's pictures that still show it, noised {} of the way and drawn anew under their prompts.",
+    ),
+    (
+        r"inversion",
+        "attack",
+        "textual inversion",
+        "Share of the target's prompts that show it with a vector in the name's place, learned from a few of its pictures.",
+    ),
     (r"probe", "features", "linear probe", "Share of the targets' images that a classifier trained on the features names."),
     (r"knn", "features", "nearest neighbours", "Share of the targets' images that the nearest training images name."),
     (

@@ -13,6 +13,7 @@ from slugbench.bench import report
 from slugbench.bench.frame import normalised
 
 from . import facts, figures, glossary, looks, order, plots, published, tables, tuning
+from ._pictures import data_uri, grids
 from .tables import Board
 
 ONCE = "Each method once: as tuned, where it was tuned."
@@ -24,11 +25,14 @@ CAPTIONS = {
     "profile": "Grey line and band: oracles, mean and one standard deviation. Dotted: chance. Small ticks: single cells.",
 }
 
+GRIDS = 6
+"""Requests of a board whose pictures the page shows; the figures have all."""
+
 
 @report("html")
 @dataclass(frozen=True)
 class Html:
-    """A self-contained page: leaderboards, figures, costs, unfinished cells, gates, provenance, glossary."""
+    """A self-contained page: leaderboards, figures, pictures, costs, unfinished cells, gates, provenance, glossary."""
 
     def __call__(self, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
         """Write `index.html`."""
@@ -56,6 +60,10 @@ def page(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
         n_cells=frame["cell"].nunique(),
         by_task=[(task, [b for b in boards if b.task == task]) for task in dict.fromkeys(b.task for b in boards)],
         pictures=_pictures,
+        grids=lambda board: grids(board, runs),
+        most_grids=GRIDS,
+        about_grids=figures.PICTURES,
+        data_uri=data_uri,
         number=glossary.number,
         signed=glossary.signed,
         about=glossary.about,

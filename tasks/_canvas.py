@@ -42,15 +42,18 @@ from . import _canvas_rebuild as models
 from . import _canvas_recipe as recipe
 from ._canvas_answers import (
     DOMAINS,
+    KNOWN,
     SEEDS,
     Asked,
+    Drawn,
     Target,
     answers,
     ask,
     classifier_file,
+    drawn_at,
     features,
     grid,
-    seen,
+    whole,
 )
 from ._canvas_model import prompts, tokenizer, tokens
 from ._canvas_scenes import OBJECTS, STYLES
@@ -113,6 +116,8 @@ class Canvas:
             original_model=lambda: editable(models.base(seed)),
             classes=DOMAINS,
             real=_real(target),
+            pictures=drawn_at,
+            drawing=Drawn(bare_names(), pipeline, target),
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
@@ -240,9 +245,14 @@ def _split(part: str, target: Target, *, forget: bool) -> TensorSplit:
 def _stored(name: str, asked: Asked) -> Answers:
     """A model's shipped answers to those questions."""
     stored = load_answers(assets("canvas") / f"{name}.npz")
+    errors = {}
+    for part in KNOWN:
+        known = dict(zip(stored.pop(f"{part}_picture").tolist(), stored.pop(f"{part}_error"), strict=True))
+        errors[part] = np.array([known[picture] for picture in asked.picture[asked.part == part].tolist()])
     place = {key: row for row, key in enumerate(zip(stored.pop("cell"), stored.pop("seed"), strict=True))}
-    rows = [place[key] for key in zip(asked.cell, asked.questions["seed"], strict=True)]
-    return seen({name: column[rows] for name, column in stored.items()}, asked)
+    drawn = asked.part == ""
+    rows = [place[key] for key in zip(asked.cell[drawn], asked.questions["seed"][drawn], strict=True)]
+    return whole({column: values[rows] for column, values in stored.items()}, errors, asked)
 
 
 @cache

@@ -6,6 +6,7 @@ from the same noise. Legend for array shapes: N pictures, B in a batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from slugbench.bench import Answers, Model
+from slugbench.bench import Answers, Batch, Model
 from slugbench.bench.entropies import entropies
 
 from . import _canvas_recipe as recipe
 from ._canvas_model import prompts
-from ._canvas_scenes import OBJECTS, STYLES
-from ._diffusion import generate, with_model
+from ._canvas_scenes import OBJECTS, SIDE, STYLES
+from ._diffusion import Names, denoising_error, generate, redraw, with_model
 from ._shipped import assets, load_weights
 
 if TYPE_CHECKING:
@@ -48,45 +49,112 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of a request."""
+    """The questions of a request: what to draw, then what pictures to denoise."""
 
     target: Target
     cell: np.ndarray
     """(N,) place of the prompt in the grid, styles outermost."""
+    part: np.ndarray
+    """(N,) the part that a picture to be denoised is of, `train` or `test`; empty where something is to be drawn."""
+    picture: np.ndarray
+    """(N,) number of that picture in its part, else -1."""
     questions: dict[str, np.ndarray]
     """As `Trial.questions` of a model that makes images."""
 
+    def rows(self, rows: np.ndarray) -> Asked:
+        """Some of them."""
+        questions = {name: column[rows] for name, column in self.questions.items()}
+        return Asked(self.target, self.cell[rows], self.part[rows], self.picture[rows], questions)
+
 
 def grid(target: Target, seeds: int) -> Asked:
-    """So many seeds of each prompt, and `TARGET_TIMES` as many of those with the target."""
+    """So many seeds of each prompt, and `TARGET_TIMES` as many of those with the target; then all pictures of the target
+    that were trained on, and as many that no model saw."""
     style, thing = recipe.cells()
     own = (style if target.domain == "style" else thing) == target.number
-    cell = np.repeat(np.arange(len(own)), np.where(own, TARGET_TIMES * seeds, seeds))
+    drawn = np.repeat(np.arange(len(own)), np.where(own, TARGET_TIMES * seeds, seeds))
     seed = np.concatenate([np.arange(TARGET_TIMES * seeds if mine else seeds) for mine in own])
+    split = np.where(own[drawn], "forget", "retain")
+    shown = shows(target)
+    n = len(shown)
+    cell = np.concatenate([drawn, *[shown % len(own)] * 2])
     label = (style if target.domain == "style" else thing)[cell]
     questions = {
-        "split": np.where(own[cell], "forget", "retain"),
+        "split": np.concatenate([split, np.repeat(["forget_train", "forget_unseen"], n)]),
         "unit": label,
         "label": label,
         "near": np.zeros(len(cell), dtype=bool),
         "index": np.arange(len(cell)),
         "style": style[cell],
         "object": thing[cell],
-        "seed": seed,
+        "seed": np.concatenate([seed, np.zeros(2 * n, dtype=int)]),
     }
-    return Asked(target, cell, questions)
+    part = np.repeat(["", *KNOWN], [len(drawn), n, n])
+    return Asked(target, cell, part, np.concatenate([np.full(len(drawn), -1), shown, shown]), questions)
+
+
+def shows(target: Target) -> np.ndarray:
+    """Numbers of the pictures of each part that show the target."""
+    cell = np.arange(len(recipe.cells()[0]) * recipe.TRAIN_PER_CELL) % len(recipe.cells()[0])
+    return np.flatnonzero(recipe.cells()[0 if target.domain == "style" else 1][cell] == target.number)
+
+
+KNOWN = ("train", "test")
+"""Parts whose pictures are denoised: members, then others."""
 
 
 def answers(pipeline: StableDiffusionPipeline, asked: Asked, model: Model, rows: np.ndarray | None = None) -> Answers:
     """What a model draws at those questions, as `Trial` has it of a model that makes images.
 
     Besides: `second_style` and `second_object` (int), what a classifier of another kind sees; `image` (N, 3, 16, 16) uint8;
-    `features` (N, 96) of the first classifier before its last layer.
+    `features` (N, 96) of the first classifier before its last layer. Of a picture to be denoised they are that picture's.
     """
-    rows = np.arange(len(asked.cell)) if rows is None else rows
-    cell, seed = asked.cell[rows], asked.questions["seed"][rows]
-    found = ask(pipeline, model, cell, noise(cell, seed), steps=STEPS)
-    return seen(found, Asked(asked.target, cell, {name: column[rows] for name, column in asked.questions.items()}))
+    asked = asked if rows is None else asked.rows(rows)
+    drawn, errors = np.flatnonzero(asked.part == ""), {}
+    found = ask(pipeline, model, asked.cell[drawn], noise(asked.cell, asked.questions["seed"])[drawn], steps=STEPS)
+    for part in KNOWN:
+        errors[part] = error(pipeline, model, part, asked.picture[asked.part == part])
+    return whole(found, errors, asked)
+
+
+def whole(found: Answers, errors: Mapping[str, np.ndarray], asked: Asked) -> Answers:
+    """All answers to those questions, from those about what was drawn and, by part, the errors on known pictures."""
+    places, pieces = [np.flatnonzero(asked.part == "")], [found]
+    score = np.zeros(len(asked.part))
+    for part in KNOWN:
+        rows = np.flatnonzero(asked.part == part)
+        places.append(rows)
+        pieces.append(_classified((recipe.pictures(part).image[asked.picture[rows]] + 1) / 2))
+        score[rows] = -errors[part]
+    back = np.argsort(np.concatenate(places))
+    told = seen({name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[1]}, asked)
+    return told | {"score": np.where(asked.part == "", told["score"], score)}
+
+
+def error(pipeline: StableDiffusionPipeline, model: Model, part: str, picture: np.ndarray) -> np.ndarray:
+    """(n,) denoising errors on pictures of a part under their prompts: at the same times and noises for every model."""
+    import torch
+
+    known, edited = recipe.pictures(part), with_model(pipeline, model)
+    errors = [np.zeros(0)]
+    for start in range(0, len(picture), AT_A_TIME):
+        rows = torch.from_numpy(picture[start : start + AT_A_TIME])
+        text = recipe.tokens_of_cells()[rows % len(recipe.cells()[0])]
+        errors.append(denoising_error(edited, known.image[rows], text, _noises(part)[:, rows], TIMES).double().numpy())
+    return np.concatenate(errors)
+
+
+TIMES = (100, 250, 400)
+"""Of 1,000: pictures are still to be seen in their noise."""
+
+
+@cache
+def _noises(part: str) -> torch.Tensor:
+    """(times, pictures, 3, 16, 16)"""
+    import torch
+
+    generator = torch.Generator().manual_seed(recipe.PARTS[part])
+    return torch.randn((len(TIMES), *recipe.pictures(part).image.shape), generator=generator)
 
 
 def noise(cell: np.ndarray, seed: np.ndarray) -> np.ndarray:
@@ -100,7 +168,7 @@ def ask(pipeline: StableDiffusionPipeline, model: Model, cell: np.ndarray, seed:
 
     style, thing = recipe.cells()
     texts = prompts(style[cell], thing[cell])
-    parts = []
+    parts = [_classified(torch.zeros(0, 3, SIDE, SIDE))]
     with torch.no_grad():
         drawing = with_model(pipeline, model)
         for image in generate(drawing, texts, seed.tolist(), steps=steps, guidance=GUIDANCE, batch=AT_A_TIME):
@@ -121,6 +189,36 @@ def _classified(image: torch.Tensor) -> Answers:
             if not prefix:
                 found[f"{domain}_log_p"] = torch.log_softmax(columns, 1).numpy()
     return found
+
+
+def drawn_at(found: Answers, rows: np.ndarray) -> np.ndarray:
+    """(n, 16, 16, 3) uint8 pictures at those rows of a model's answers."""
+    return found["image"][rows].transpose(0, 2, 3, 1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Drawn(Names):
+    """`bench.types.Drawing` of the task: names as `_diffusion` has them, pictures seen by the classifier."""
+
+    pipeline: Any
+    target: Target
+
+    def redraw(self, model: Model, batch: Batch, *, strength: float, seed: int) -> np.ndarray:
+        """(B,) class seen, in the target's domain, in what the model makes of noised pictures under their prompts."""
+        import torch
+
+        seeds = [REDRAWN + 1000 * seed + place for place in range(len(batch["image"]))]
+        how: Any = {"steps": REDRAW_STEPS, "guidance": GUIDANCE, "strength": strength}
+        with torch.no_grad():
+            image = redraw(with_model(self.pipeline, model), batch["image"], batch["text"], seeds, **how)
+            found: np.ndarray = _classified(image)[self.target.domain]
+        return found
+
+
+REDRAW_STEPS = 20
+"""Of sampling from noise alone, of which parts in tenths are whole numbers."""
+REDRAWN = 2 * 10**6
+"""Seeds of noise put over pictures start here: no question has them, nor validation."""
 
 
 def features(image: torch.Tensor) -> np.ndarray:

@@ -111,7 +111,8 @@ def _make_base(folder: Path, seed: int) -> None:
     everything = np.arange(len(cells()[0])).repeat(TARGET_TIMES * SEEDS)
     seeds = np.tile(np.arange(TARGET_TIMES * SEEDS), len(cells()[0]))
     pipeline = read_pipeline(place)  # as it ships, rounded
-    _note(folder, base_name(seed), pipeline, editable(pipeline), everything, seeds)
+    pictures_too = np.arange(len(pictures("train").image))
+    _note(folder, base_name(seed), pipeline, editable(pipeline), everything, seeds, pictures_too)
 
 
 def _make_oracle(folder: Path, target: Target, number: int) -> None:
@@ -121,10 +122,11 @@ def _make_oracle(folder: Path, target: Target, number: int) -> None:
     path = folder / f"{name}.safetensors"
     _train_oracle(target, number, path)
     asked = _canvas_answers.grid(target, SEEDS)
+    drawn = asked.part == ""
     clip, unet = _canvas_model.new_clip(0), _canvas_model.new_unet(0)
     pipeline = _canvas_model.new_pipeline(clip.text_model, unet)
     model = load_weights(editable(pipeline), path)
-    _note(folder, name, pipeline, model, asked.cell, asked.questions["seed"])
+    _note(folder, name, pipeline, model, asked.cell[drawn], asked.questions["seed"][drawn], _canvas_answers.shows(target))
     if target.name not in SHIPPED:
         path.unlink()
 
@@ -136,11 +138,15 @@ def _train_oracle(target: Target, number: int, path: Path) -> None:
         save_weights(editable(train(known.rows(others), 1000 + number).pipeline), path)
 
 
-def _note(folder: Path, name: str, pipeline: Any, model: Model, cell: np.ndarray, seed: np.ndarray) -> None:
-    """Write what a model draws; last, since it says that the model is done."""
+def _note(
+    folder: Path, name: str, pipeline: Any, model: Model, cell: np.ndarray, seed: np.ndarray, shown: np.ndarray
+) -> None:
+    """Write what a model draws, and how well it denoises those pictures; last, since it says that the model is done."""
     found = _canvas_answers.ask(pipeline, model, cell, _canvas_answers.noise(cell, seed), steps=_canvas_answers.STEPS)
     style, thing = cells()
     found |= {"cell": cell, "seed": seed, "style_asked": style[cell], "object_asked": thing[cell]}
+    for part in _canvas_answers.KNOWN:
+        found |= {f"{part}_picture": shown, f"{part}_error": _canvas_answers.error(pipeline, model, part, shown)}
     write_whole(partial(save_answers, {key: _small(column) for key, column in found.items()}), folder / f"{name}.npz")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,11 +108,136 @@ def drawn_scores(right: Mapping[str, np.ndarray], domain: str, n_forget: int, *,
     return Scores(p, kept, math.sqrt(p * (1 - p) / n_forget))
 
 
+def redraw(
+    pipeline: StableDiffusionPipeline,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    strength: float,
+) -> torch.Tensor:
+    """Pictures (B, 3, H, W) from 0 to 1, drawn from others under noise: the last `strength` of so many steps.
+
+    Args:
+        pipeline: whose parts are used.
+        image: (B, 3, H, W) from -1 to 1.
+        text: (B, T) tokens of the prompts.
+        seeds: of each picture's noise.
+        steps: of sampling from noise alone.
+        guidance: towards the prompts.
+        strength: in (0, 1]; at 1 nothing is left of the picture but what its noise level leaves.
+
+    References:
+        Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, 2022.
+    """
+    import torch
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    again = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    again.set_progress_bar_config(disable=True)
+    device = next(pipeline.unet.parameters()).device
+    text = text.to(device)
+    nothing = pipeline.tokenizer([""], padding="max_length", max_length=text.shape[1], return_tensors="pt").input_ids
+    without = pipeline.text_encoder(nothing.to(device))[0].expand(len(text), -1, -1)
+    return again(
+        prompt_embeds=pipeline.text_encoder(text)[0],
+        negative_prompt_embeds=without,
+        image=((image + 1) / 2).clamp(0, 1).to(device),  # below 0 it would be taken for -1 to 1
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="pt",
+    ).images.float()
+
+
 def to_latents(vae: Any, image: torch.Tensor) -> torch.Tensor:
     """Latents of pictures from -1 to 1, as the U-Net is trained on: the mean of what the encoder says."""
     found = vae.to(image.device).encode(image.to(vae.dtype))
     latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
     return (latents * vae.config.scaling_factor).to(image.dtype)
+
+
+def noised(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> Noised:
+    """Latents (B, C, H, W) under that noise at those times (B,), and what a U-Net of this scheduler is to predict."""
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise UsageError(f"the scheduler predicts '{kind}'; there are losses for epsilon and v_prediction.")
+    wanted = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, time)
+    return Noised(scheduler.add_noise(latents, noise, time), time, wanted)
+
+
+def denoising_error(
+    pipeline: StableDiffusionPipeline,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    noise_KB: torch.Tensor,
+    times: Sequence[int],
+) -> torch.Tensor:
+    """(B,) mean squared errors of the U-Net's predictions, averaged over K times with a noise (B, C, H, W) for each.
+
+    By how small it is, pictures that were trained on stand out. Fixed times and noises take most of the chance out of it.
+
+    References:
+        Matsumoto, Miura and Yanai, Membership Inference Attacks against Diffusion Models, 2023.
+        Carlini et al., Extracting Training Data from Diffusion Models, 2023: times of little noise say most.
+    """
+    import torch
+
+    device = next(pipeline.unet.parameters()).device
+    with torch.no_grad():
+        said, latents = pipeline.text_encoder(text.to(device))[0], to_latents(pipeline.vae, image).to(device)
+        errors = []
+        for time, noise in zip(times, noise_KB, strict=True):
+            state = noised(pipeline.scheduler, latents, noise.to(device), torch.full((len(image),), time, device=device))
+            assert state.wanted is not None
+            found = pipeline.unet(state.latents, state.time, said).sample
+            errors.append((found - state.wanted).square().flatten(1).mean(1))
+    return torch.stack(errors).mean(0).cpu()
+
+
+# ---------------------------------------------------------------- names
+
+
+@dataclass(frozen=True)
+class Names:
+    """The part of `bench.types.Drawing` that is about names: other vectors where the text encoder looks one up."""
+
+    named: Mapping[str, torch.Tensor]
+    """(T,) tokens of the bare name of each concept."""
+
+    def vectors(self, model: Model, target: str) -> torch.Tensor:
+        """(W, D) embeddings of the name's tokens; a copy."""
+        table = _embedding(model)
+        return table.weight[_words(self.named[target]).to(table.weight.device)].detach().clone()
+
+    @contextmanager
+    def instead(self, model: Model, target: str, vectors_WD: torch.Tensor) -> Iterator[None]:
+        """Inside, prompts that name the target are read with those vectors in the name's place, wherever it stands."""
+        import torch
+
+        words = _words(self.named[target])
+
+        def put(module: Model, inputs: tuple[torch.Tensor, ...], found_BTD: torch.Tensor) -> torch.Tensor:
+            text = inputs[0]
+            windows = text.unfold(1, len(words), 1)
+            row, start = torch.nonzero((windows == words.to(text.device)).all(-1), as_tuple=True)
+            place = start[:, None] + torch.arange(len(words), device=text.device)
+            vectors = vectors_WD.to(found_BTD).expand(len(row), -1, -1)
+            return found_BTD.index_put((row[:, None].expand_as(place), place), vectors)
+
+        handle = _embedding(model).register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _embedding(model: Model) -> Any:
+    encoder: Any = model.get_submodule("text")
+    return encoder.get_input_embeddings()
 
 
 # ---------------------------------------------------------------- objective
@@ -166,7 +292,7 @@ class Denoising:
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         last = self.scheduler.config.num_train_timesteps
         time = torch.randint(last, (len(latents),), generator=generator).to(latents.device)
-        return Noised(self.scheduler.add_noise(latents, noise, time), time, self._wanted(latents, noise, time))
+        return noised(self.scheduler, latents, noise, time)
 
     def predict(self, model: Model, state: Noised, text: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) what the U-Net says under that text; one text may stand for all."""
@@ -240,14 +366,6 @@ class Denoising:
 
         copied.get_submodule("text").register_forward_pre_hook(read, with_kwargs=True)
         return copied
-
-    def _wanted(self, latents: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return noise
-        if kind == "v_prediction":
-            return self.scheduler.get_velocity(latents, noise, time)
-        raise UsageError(f"the scheduler predicts '{kind}'; there are losses for epsilon and v_prediction.")
 
     def _draws(self) -> torch.Generator:
         import torch

@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -170,7 +170,7 @@ class UnlearnCanvas:
             said = canvas.classify(each, judges, cache=cache, progress=shown)
             found.append(canvas.answers(said, asked, domain))
         before = found[1] if original else {}
-        trial = _trial_elsewhere(request_id, asked, before, found[len(sets) - len(oracles) :])
+        trial = _trial_elsewhere(request_id, asked, before, found[len(sets) - len(oracles) :], partial(_shown_at, sets[0]))
         content = [judges.digest, original is not None, *(each.digest for each in sets)]
         return Scored(trial, found[0], digest({"content": content}), _gates(asked, before) if original else ())
 
@@ -439,10 +439,24 @@ def _no(what: str, **facts: Any) -> Any:
     return drawn.Absent(UsageError(f"these images were made elsewhere: there is no {what}."), **facts)
 
 
-def _trial_elsewhere(target: str, questions: dict[str, np.ndarray], original: Answers, oracles: Sequence[Answers]) -> Trial:
+def _trial_elsewhere(
+    target: str,
+    questions: dict[str, np.ndarray],
+    original: Answers,
+    oracles: Sequence[Answers],
+    pictures: Callable[[Answers, np.ndarray], Sequence[np.ndarray]],
+) -> Trial:
     """A trial of which only the questions, the answers, the target and the kind of model are known."""
     model, data, objective = _no("model"), _no("training data"), _no("model", kind="diffusion")
     n_classes = len(canvas.DOMAINS[canvas.domain_of((target,))])
     validation, nothing = Validation(data, data), Budget(max_steps=0, max_reads=0, max_evals=0)
     request = Request(model, (target,), data, data, validation, objective, model, nothing, goal=1 / n_classes)
-    return Trial(request, questions, model, original, tuple(oracles), model, n_classes, joint=False, classes=canvas.DOMAINS)
+    known = Trial(request, questions, model, original, tuple(oracles), model, n_classes, joint=False)
+    return replace(known, classes=canvas.DOMAINS, pictures=pictures)
+
+
+def _shown_at(images: canvas.AnswerSet, answers: Answers, rows: np.ndarray) -> list[np.ndarray]:
+    """The images themselves; of the set that is judged, whatever the answers."""
+    from PIL import Image
+
+    return [np.asarray(Image.open(images.paths[row]).convert("RGB")) for row in rows]

@@ -352,7 +352,8 @@ def test_trials_ask_aligned_questions(entry, kind):
     questions, n = trial.questions, len(trial.questions["split"])
     assert set(questions) >= {"split", "unit", "label", "near", "index"}
     assert {len(column) for column in questions.values()} == {n}
-    assert set(questions["split"]) <= {"forget", "retain", "forget_train", "retain_train", "outsider", "utility"}
+    known = {"forget", "retain", "forget_train", "forget_unseen", "retain_train", "outsider", "utility"}
+    assert set(questions["split"]) <= known
     assert {"forget", "retain"} <= set(questions["split"])
     assert questions["near"].dtype == bool and set(questions["split"][questions["near"]]) <= {"retain"}
     assert all(questions[name].dtype.kind in "iu" for name in ("unit", "label", "index"))

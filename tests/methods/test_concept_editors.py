@@ -8,6 +8,7 @@ import torch
 
 from slugbench.methods.concept_ablation import ConceptAblation
 from slugbench.methods.esd import ErasedStableDiffusion
+from slugbench.methods.salun import SalUn
 from slugbench.methods.slug import Slug
 from slugbench.methods.uce import UnifiedConceptEditing, aligned, edit
 
@@ -202,3 +203,23 @@ def test_slug_edits_one_layer_of_the_text_encoder_along_its_clips_gradient():
         (gradient,) = torch.autograd.grad(loss, [weight])
     assert found.layer.startswith("text.") and found.step > 0
     torch.testing.assert_close(found.gradient, gradient, rtol=1e-3, atol=1e-7)
+
+
+# ---------------------------------------------------------------- SalUn on text-to-image models
+
+
+def test_salun_within_cross_attention_ranks_and_changes_nothing_else():
+    request = neon_request(0.9, 0.0)
+    before = state(request.model)
+    after = SalUn(part="cross", keep=0.25, steps=1, batch=4, retain_batch=4)(request).state_dict()
+    names = changed(before, request.model)
+    assert names and all(".attn2." in name for name in names)
+    moved = sum(int((before[name] != after[name]).sum()) for name in names)
+    size = sum(tensor.numel() for name, tensor in before.items() if ".attn2." in name)
+    assert 0.2 * size < moved <= int(0.25 * size)  # a step of Adam moves every weight that has a gradient
+
+
+def test_salun_within_cross_attention_says_that_a_classifier_has_none():
+    assert "text-to-image" in SalUn(part="cross").skips(toy_trial().request)
+    assert SalUn(part="cross").skips(neon_request()) is None
+    assert SalUn().skips(toy_trial().request) is None

@@ -13,7 +13,7 @@ from slugbench.bench import TextToImage, TwoTowers
 from slugbench.tasks import _canvas_answers, _canvas_model, _canvas_recipe, _canvas_scenes
 from slugbench.tasks._canvas_answers import Target
 from slugbench.tasks._canvas_scenes import OBJECTS, STYLES
-from slugbench.tasks._diffusion import editable, generate, to_latents, with_model
+from slugbench.tasks._diffusion import Names, editable, generate, redraw, to_latents, with_model
 
 from ..canvas_toys import batch, objective, pipeline
 
@@ -186,21 +186,96 @@ def test_the_text_encoder_is_edited_by_the_loss_of_its_clip():
     )
 
 
+# ---------------------------------------------------------------- what attacks can do
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_vectors_stand_where_the_name_is_and_nowhere_else(words):
+    """As if the embedding of each of the name's tokens had been overwritten, but for prompts that do not name it."""
+    made, tokenizer = pipeline(), _canvas_model.tokenizer()
+    texts = _canvas_model.tokens(tokenizer, ["A ball image in neon style.", "A neon picture", "A ball image in ink style."])
+    name = _canvas_model.tokens(tokenizer, ["neon" if words == 1 else "in neon"])[0]
+    model, attack = editable(made), Names({"it": name})
+    vectors = torch.randn(words, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with attack.instead(model, "it", vectors):
+        read = model.get_submodule("text")(texts)[0]
+    read.square().sum().backward()
+    assert vectors.grad.abs().sum() > 0
+    plain = model.get_submodule("text")(texts)[0]
+    table = model.get_submodule("text").get_input_embeddings().weight
+    table.data[name[1 : 1 + words]] = vectors.detach()
+    overwritten = model.get_submodule("text")(texts)[0]
+    named = [0, 1] if words == 1 else [0]
+    torch.testing.assert_close(read[named], overwritten[named])
+    assert all(torch.equal(read[i], plain[i]) for i in range(3) if i not in named)
+    torch.testing.assert_close(attack.vectors(model, "it"), vectors.detach())
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.7])
+def test_pictures_are_drawn_anew_from_as_much_noise_as_was_asked_for(strength):
+    """Step by step: noise the picture to the level at which that share of the steps is left, then DDIM, guided."""
+    made, given, scheduler = pipeline(), batch(2), _canvas_model.new_scheduler()
+    found = redraw(made, given["image"], given["text"], [4, 5], steps=20, guidance=2.0, strength=strength)
+    scheduler.set_timesteps(20)
+    left = scheduler.timesteps[20 - round(20 * strength) :]
+    noise = torch.cat([torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (4, 5)])
+    with torch.no_grad():
+        said = [made.text_encoder(text)[0] for text in (objective(made).nothing.expand(2, -1), given["text"])]
+        latents = scheduler.add_noise(given["image"], noise, left[:1])
+        for time in left:
+            without, under = (made.unet(latents, time, text).sample for text in said)
+            latents = scheduler.step(without + 2.0 * (under - without), time, latents).prev_sample
+    torch.testing.assert_close(found, (latents / 2 + 0.5).clamp(0, 1), atol=1e-3, rtol=0)  # latents pass to 4e-4
+
+
 # ---------------------------------------------------------------- questions
 
 
 def test_questions_ask_three_times_as_often_for_the_target():
     asked = _canvas_answers.grid(Target("object", 2), 2)
     q = asked.questions
-    forget = q["split"] == "forget"
-    assert (q["object"][forget] == 2).all() and (q["object"][~forget] != 2).all()
-    assert forget.sum() == 10 * 6 and (~forget).sum() == 70 * 2 and (q["label"] == q["object"]).all()
-    noise = _canvas_answers.noise(asked.cell, q["seed"])
+    forget, retain = (q["split"] == split for split in ("forget", "retain"))
+    assert (q["object"][forget] == 2).all() and (q["object"][retain] != 2).all()
+    assert forget.sum() == 10 * 6 and retain.sum() == 70 * 2 and (q["label"] == q["object"]).all()
+    noise = _canvas_answers.noise(asked.cell, q["seed"])[forget | retain]
     assert len(set(noise.tolist())) == len(noise)
+
+
+@pytest.mark.parametrize("target", [Target("style", 3), Target("object", 2)])
+def test_questions_end_with_all_pictures_of_the_target_that_were_trained_on_and_as_many_others(target):
+    asked = _canvas_answers.grid(target, 1)
+    for part, split in (("train", "forget_train"), ("test", "forget_unseen")):
+        rows = asked.questions["split"] == split
+        assert (asked.part[rows] == part).all() and (asked.part[~rows] != part).all()
+        known = _canvas_recipe.pictures(part)
+        own = torch.nonzero(getattr(known, target.domain) == target.number)[:, 0]
+        assert torch.equal(torch.from_numpy(asked.picture[rows]), own)
+        cell = (known.style * len(OBJECTS) + known.object)[own]
+        assert torch.equal(torch.from_numpy(asked.cell[rows]), cell) and set(asked.questions["label"][rows]) == {
+            target.number
+        }
+
+
+def test_the_error_on_a_picture_is_the_mean_over_times_under_noise_of_its_own():
+    """By the same U-Net, with the noise written out; and a picture's error does not depend on which others are asked for."""
+    made = pipeline()
+    found = _canvas_answers.error(made, editable(pipeline()), "train", np.array([5, 200]))
+    again = _canvas_answers.error(made, editable(pipeline()), "train", np.array([200]))
+    known, generator = _canvas_recipe.pictures("train"), torch.Generator().manual_seed(1)
+    noise = torch.randn((3, *known.image.shape), generator=generator)
+    errors = []
+    for k, time in enumerate((100, 250, 400)):
+        a, x, e = made.scheduler.alphas_cumprod[time], known.image[200], noise[k, 200]
+        text = made.text_encoder(_canvas_recipe.tokens_of_cells()[[200 % CELLS]])[0]
+        with torch.no_grad():
+            v = made.unet((a.sqrt() * x + (1 - a).sqrt() * e)[None], time, text).sample[0]
+        errors.append(float((v - (a.sqrt() * e - (1 - a).sqrt() * x)).square().mean()))
+    assert found[1] == pytest.approx(np.mean(errors), rel=1e-4) and again[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_what_follows_from_log_probabilities():
     asked = _canvas_answers.grid(Target("style", 0), 1)
+    asked = asked.rows(np.flatnonzero(asked.part == ""))
     n, rng = len(asked.cell), np.random.default_rng(0)
     found = {}
     for domain, names in _canvas_answers.DOMAINS.items():

@@ -251,3 +251,11 @@ def test_a_scored_trial_has_no_model_and_says_so(canvas_images, canvas_classifie
             use()
     columns = [len(column) for column in (*trial.questions.values(), *scored.answers.values())]
     assert set(columns) == {1020} and np.isfinite(scored.answers["score"]).all()
+
+
+def test_a_scored_trial_shows_the_images_that_were_judged(canvas_images, canvas_classifiers, tmp_path):
+    task = UnlearnCanvas(seeds=1, side=SIDE, architecture="test_vit")
+    scored = task.score("Dogs", canvas_images, cache=tmp_path, classifiers=canvas_classifiers)
+    (shown,) = scored.trial.pictures(scored.answers, np.array([7 * 20 + canvas.OBJECTS.index("Dogs")]))
+    stored = Image.open(canvas_images / f"{canvas.STYLES[7]}_Dogs_seed{SEED}.jpg")
+    assert np.array_equal(shown, np.asarray(stored.convert("RGB")))
