@@ -78,8 +78,8 @@ def _board(board: Board) -> str:
     said = {m for line in board.lines for n in names for m in line.entries[n].marks} | {tables.INCOMPLETE}
     lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes if mark in said]
     found = order.order(board)
-    said = [board.few, order.validity_sentence(board), *([found.primary] if found else [])]
-    return "\n".join([*lines, *map(_wrapped, said), *_published(board)])
+    sentences = [board.few, order.validity_sentence(board), *([found.primary] if found else [])]
+    return "\n".join([*lines, *map(_wrapped, sentences), *_published(board)])
 
 
 def _published(board: Board) -> list[str]:
