@@ -115,12 +115,14 @@ def reproduce(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"there is no published experiment '{name}' to repeat{did_you_mean(name, known)}; there is {', '.join(known)}."
         )
-    code = _print_plan(load_suite(name), _device(arguments.device), {}, None)
-    file = name
-    if arguments.out is not None:
-        file = str(_written_once(arguments.out / f"{name}.toml", suite_text(name)))
+    file = name if arguments.out is None else str(_written_once(arguments.out / f"{name}.toml", suite_text(name)))
+    suite = load_suite(file)
+    print(f"{name}: {', '.join(suite.methods)}")
+    for task, requests in suite.requests.items() if isinstance(suite.requests, dict) else ():
+        print(f"  of {task}: {', '.join(requests) if isinstance(requests, list) else requests}")
+    code = _print_plan(suite, _device(arguments.device), {}, None)
     print("to run it:")
-    for task in load_suite(file).tasks:
+    for task in suite.tasks:
         print(f"  slugbench doctor {task}")
     print(f"  slugbench run {file} --out runs/{name}")
     return code

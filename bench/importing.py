@@ -11,7 +11,7 @@ from .errors import UsageError
 from .plan import Cell, resolved, select
 from .provenance import RESULT_VERSION, now, provenance
 from .registry import REGISTRY, parse_spec
-from .types import Imported
+from .types import Imported, Importer
 
 MARK = "imported"
 """The one parameter of a method whose results were imported: from what. Reports keep such lines apart."""
@@ -23,7 +23,7 @@ def read(source: str, folder: Path, weights: Path | None) -> Imported:
     Raises:
         UsageError: there is no such importer or folder, or it finds nothing that it can read.
     """
-    importer = REGISTRY.create("importer", source.replace("-", "_"))
+    importer: Importer = REGISTRY.create("importer", source.replace("-", "_"))
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; give the one that holds the results.")
     return importer(folder, weights)

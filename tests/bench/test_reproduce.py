@@ -37,8 +37,10 @@ def test_reproductions_are_the_suites_that_evaluate_as_papers_did():
 def test_a_reproduction_says_what_is_missing_and_the_commands_to_run(capsys):
     assert main(["reproduce", "clip-celeba", "--device", "cpu"]) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "suite clip-celeba: 0 cells on cpu, 0 done, without 1 of 1 tasks, which cannot run yet:"
-    assert "`slugbench doctor celeba` says what is needed" in lines[1]
+    assert lines[0].startswith("clip-celeba: slug:variant=openclip,batch=16,stop=reference, salun_slug:")
+    assert lines[1] == "  of celeba: Elon_Musk, Jeff_Bezos, Mark_Zuckerberg, Taylor_Swift, Kim_Kardashian"
+    assert lines[2] == "suite clip-celeba: 0 cells on cpu, 0 done, without 1 of 1 tasks, which cannot run yet:"
+    assert "`slugbench doctor celeba` says what is needed" in lines[3]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("  slugbench ")]
     assert [command[0] for command in commands] == ["doctor", "run"]
     for command in commands:
