@@ -82,7 +82,8 @@ def connected(address: str) -> Iterator[Client]:
     """A client of the scheduler at an address such as `tcp://host:8786`, where `places` has found one."""
     import distributed
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it logs of lost connections, we say in a sentence
+    for handler in logging.getLogger("distributed").handlers:  # one, of all its loggers, which have levels of their own
+        handler.setLevel(logging.CRITICAL)  # what they say of lost connections in pages, we say in a sentence
     try:
         client = distributed.Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
     except OSError as error:
