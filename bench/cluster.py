@@ -82,12 +82,20 @@ def connected(address: str) -> Iterator[Client]:
     """A client of the scheduler at an address such as `tcp://host:8786`, where `places` has found one."""
     import distributed
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it logs of lost connections, we say in a sentence
-    client = distributed.Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
+    for handler in logging.getLogger("distributed").handlers:  # one, of all its loggers, which have levels of their own
+        handler.setLevel(logging.CRITICAL)  # what they say of lost connections in pages, we say in a sentence
+    try:
+        client = distributed.Client(address, timeout=PATIENCE_SECONDS, set_as_default=False)
+    except OSError as error:
+        raise _gone(address) from error
     try:
         yield client
     finally:
         client.close(PATIENCE_SECONDS)
+
+
+def _gone(address: str) -> UsageError:
+    return UsageError(f"the scheduler at {address} is gone; finished cells are kept, start it and run the same again.")
 
 
 def backend(client: Client, address: str, lost: Callable[[Any, int], Any]) -> Any:
@@ -110,30 +118,33 @@ def backend(client: Client, address: str, lost: Callable[[Any, int], Any]) -> An
 
         def submit(self, func: Any, callback: Callable[[Any], None]) -> Any:
             def returned(result: Any) -> None:
-                if isinstance(result, CancelledError):
-                    result = UsageError(f"the scheduler at {address} is gone; finished cells are kept, run the same again.")
-                callback(result)
+                callback(_gone(address) if isinstance(result, CancelledError) else result)
 
             def given_up(future: Any) -> None:
                 error = future.exception()
                 if isinstance(error, KilledWorker):
-                    result = lost(func.items[0][1][0], error.allowed_failures)
-                    if result is None:
-                        self.submit(func, callback)
-                    else:
-                        callback([result])
+                    self.without_worker(func, callback, error.allowed_failures)
                 elif error is not None:
                     reason = " ".join(f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}".split())
-                    callback(
-                        UsageError(
-                            f"the scheduler or a worker cannot run cells ({reason}); "
-                            "install the same slugbench there as here, and start them anew."
-                        )
+                    sentence = (
+                        f"the scheduler or a worker cannot run cells ({reason}); install the same slugbench there as here."
                     )
+                    callback(UsageError(sentence))
 
             future = super().submit(func, returned)
-            future.add_done_callback(given_up)  # of an error that is dask's own, joblib's would never hear
+            future.add_done_callback(given_up)  # of an error that is dask's own, joblib would never hear
             return future
+
+        def without_worker(self, func: Any, callback: Callable[[Any], None], allowed: int) -> None:
+            try:
+                result = lost(func.items[0][1][0], allowed)
+            except OSError as error:  # raised from here it would be logged, and waited for ever after
+                callback(error)
+                return
+            if result is None:
+                self.submit(func, callback)
+            else:
+                callback([result])
 
     return Backend(client=client)
 

@@ -7,6 +7,7 @@ children along; it dies with the process that started it; and its output goes to
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -64,6 +65,9 @@ def preload(modules: Iterable[str]) -> None:
 def stop() -> None:
     """Kill what runs now and start nothing more in this process, until `resume`."""
     _STOP.set()
+
+
+atexit.register(stop)  # before multiprocessing's own, which waits for children to end by themselves
 
 
 def resume() -> None:

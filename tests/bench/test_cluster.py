@@ -62,7 +62,7 @@ def started_cluster(folder, workers):
     options = ["--scheduler-file", str(file), "--dashboard-address", "127.0.0.1:0"]
     of_scheduler = ["--host", "127.0.0.1", "--port", "0", "--idle-timeout", "600 s"]  # it ends itself if this process cannot
     of_worker = ["--nworkers", "1", "--nthreads", "1", "--local-directory", str(folder)]
-    with contextlib.ExitStack() as stack, open(folder / "log.txt", "wb") as log:
+    with contextlib.ExitStack() as stack, open(folder / "dask.txt", "wb") as log:
         streams = {"stdout": log, "stderr": log}
         stack.enter_context(started("-m", "dask", "scheduler", *options, *of_scheduler, **streams))
         for k in range(workers):
@@ -100,13 +100,13 @@ def arguments(address, folder, suite_file, *options):
     return ["-m", "slugbench.bench", "run", suite_file, *PLUGINS, *there, *options]
 
 
-def cells_running(folder):
-    """Processes that write to the log of a cell whose folder is of this run."""
+def sleepers(folder):
+    """Processes that run the method `sleeps` for a run in this folder: they write to its cell's log."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(file.path.startswith(str(folder)) and file.path.endswith("log.txt") for file in process.open_files()):
-                found.append(process)
+            paths = [file.path for file in process.open_files()]
+            found += [process] if any(path.startswith(str(folder)) and "-sleeps-" in path for path in paths) else []
     return found
 
 
@@ -180,11 +180,11 @@ def test_an_interrupt_stops_cells_elsewhere_and_keeps_those_that_are_done(addres
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with started(*arguments(address, tmp_path, suite_file), cwd=tmp_path, **streams) as process:
         next(line for line in process.stdout if "noop s0 ok" in line)
-        assert until(lambda: cells_running(tmp_path))
+        until(lambda: sleepers(tmp_path))
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130 and "finished cells are kept" in said and said.count("\n") == 1
-    until(lambda: not cells_running(tmp_path), seconds=30)
+    until(lambda: not sleepers(tmp_path), seconds=30)
     assert pd.read_parquet(tmp_path / "out" / "table.parquet")["method"].unique().tolist() == ["noop"]
 
 
@@ -196,7 +196,7 @@ def test_a_scheduler_that_dies_ends_the_run_with_a_sentence(tmp_path):
         started_cluster(tmp_path, workers=1) as address,
         started(*arguments(address, tmp_path, suite_file), cwd=tmp_path, **streams) as process,
     ):
-        until(lambda: cells_running(tmp_path))
+        until(lambda: sleepers(tmp_path))
         for scheduler in psutil.process_iter(["cmdline"]):
             if {"scheduler", str(tmp_path / "scheduler.json")} <= set(scheduler.info["cmdline"] or []):
                 scheduler.kill()
