@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quick
+DEVICE ?= cuda
 
-.PHONY: leaderboard test check benchmark clean
+.PHONY: leaderboard test check benchmark costs clean
 
 leaderboard: $(VENV)/installed
 	$(BIN)/slugbench run quick --out $(OUT)
@@ -19,6 +20,11 @@ check: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q
+
+costs: $(VENV)/installed
+	$(BIN)/python docs/costs.py clip --device $(DEVICE)
+	$(BIN)/python docs/costs.py sd --device $(DEVICE)
+	$(BIN)/python docs/costs.py people
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("slugbench needs Python 3.11 or newer; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'

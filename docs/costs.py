@@ -74,8 +74,9 @@ NEVER_REACHED = -1.0
 """The forget accuracy to aim at. No model has it, so that methods which stop when the target is forgotten take all of
 their steps, whatever the weights."""
 Device = Literal["cpu", "cuda"]
-Precision = Literal["highest", "high", "medium"]
-"""torch's names for how float32 matrices are multiplied: as such, with TF32, or by bfloat16."""
+Precision = Literal["highest", "high"]
+"""How float32 matrices and convolutions are multiplied: as such, or with TF32. By torch's default, which the harness leaves
+alone, matrices are not and convolutions are; the floor needs one rate for both."""
 
 
 # ---------------------------------------------------------------- random data
@@ -127,6 +128,7 @@ class _Sized:
         import torch
 
         torch.set_float32_matmul_precision(self.precision)
+        torch.backends.cudnn.allow_tf32 = self.precision == "high"
         torch.default_generator.manual_seed(0)
 
 
@@ -713,8 +715,9 @@ def document(arguments: argparse.Namespace, frame: pd.DataFrame) -> str:
         "method read, at the rate that it reaches on one large matrix product in the same precision; "
         f"{_rates(frame)}. Further passes over a sample, pictures drawn on the way (esd reads prompts alone) and all "
         "looks at validation are the method's own doing, so × floor says how far the whole is from one perfect pass; "
-        "× without search leaves validation out. Peaks are those of the method's run; on a device they hold the weights "
-        "twice, as the harness keeps the original's to tell what was changed.",
+        "× without search leaves validation out. Peaks are those of the method's run and hold the weights twice, as the "
+        "harness keeps the original's to tell what was changed; of a pipeline also what no method edits, the autoencoder "
+        "and the picture tower of the CLIP.",
     ]
     if arguments.command == "sd":
         sources = [f"- {method}: {source}." for method, (_, _, source) in PUBLISHED.items()]
@@ -732,7 +735,7 @@ def _setup(command: str, params: Mapping[str, Any], threads: int) -> str:
     asked = f"; {params['utility']:,} pictures of a utility task at the end" if params.get("utility") else ""
     return (
         f"{seen}{asked}; {steps}, as nothing counts as forgotten; {params['batch']} pictures at a time where the method has "
-        f"no batch of its own; float32, matrix precision `{params['precision']}`, deterministic kernels, {threads} threads."
+        f"no batch of its own; float32, precision `{params['precision']}`, deterministic kernels, {threads} threads."
     )
 
 
@@ -811,7 +814,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--methods", default="", help="as of `slugbench run`")
         command.add_argument("--physical", type=int, help="pictures that run at a time, in `slug`, validation and the count")
         command.add_argument("--steps", type=int, default=10 if people else None, help="optimiser steps at most")
-        command.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help="of matrices")
+        command.add_argument("--precision", choices=("highest", "high"), default="highest", help="high: with TF32")
         command.add_argument("--threads", type=int, default=2 if people else 1)
         command.add_argument("--timeout", type=float, default=6 * 3600, help="seconds a method may take")
         command.add_argument("--memory", type=float, default=8 if people else 100, help="GB of main memory it may take")
