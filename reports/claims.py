@@ -202,6 +202,7 @@ def _times(rows: pd.DataFrame) -> pd.DataFrame:
 
 def document(found: pd.DataFrame, frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> str:
     """The file's text."""
+    counts = ", ".join(f"{verdict} {n}" for verdict, n in found["verdict"].value_counts().sort_index().items())
     parts = [
         f"# What holds of the papers' claims on the suite {escaped(facts.suites(frame, runs))}",
         "Each claim as a difference between two methods (or a method and the oracles, or the original) on the same requests "
@@ -209,6 +210,7 @@ def document(found: pd.DataFrame, frame: pd.DataFrame, runs: Sequence[Mapping[st
         "claim's side; `does not hold`: on the other side; `not resolved`: it says neither, there are too few requests for "
         f"an interval, or cells are missing. These are {len(found)} intervals of 95 % each, not corrected for their number. "
         "Times are ratios of seconds, search included, measured as the table's column `concurrent` says.",
+        f"In all: {counts or 'none'}.",
     ]
     for source, part in found.groupby("source", sort=False):
         parts += [f"## {escaped(str(source))}", table(_shown(part))]

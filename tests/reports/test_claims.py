@@ -120,4 +120,6 @@ def test_the_report_writes_what_it_found(tmp_path):
     text = paths[0].read_text()
     assert "SLUG keeps more of other identities than ga" in text and "| holds" in text
     assert "identities: single requests: the numbers" in text and "ra_near@1" not in text
-    assert len(pd.read_csv(paths[1])) == text.count("ra@1: ")
+    found = pd.read_csv(paths[1])
+    assert len(found) == text.count("ra@1: ")
+    assert f"In all: holds {(found['verdict'] == 'holds').sum()}." in text
