@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .artifacts import file_digest
 from .errors import UsageError
-from .provenance import code_digest, file_digest, keyed_versions, plugin_files
+from .provenance import code_digest, keyed_versions, plugin_files
 from .registry import is_file
 
 if TYPE_CHECKING:
