@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 OUT ?= runs/quick
 DEVICE ?= cuda
 
-.PHONY: leaderboard test check benchmark costs clean
+RESULTS := docs/results
+
+.PHONY: leaderboard test check benchmark results costs clean
 
 leaderboard: $(VENV)/installed
 	$(BIN)/slugbench run quick --out $(OUT)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -20,6 +22,18 @@ check: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q
+
+# What the README and docs/ say of the suite `standard`: some three hours, resumed where it stopped.
+results: $(VENV)/installed
+	$(BIN)/slugbench run standard --params standard --out runs/standard
+	$(BIN)/slugbench report runs/standard --format claims --out $(RESULTS)
+	$(BIN)/slugbench report runs/standard --format text,md,latex,figures --out $(RESULTS)/standard
+	rm -f $(RESULTS)/standard/figures/*profile.svg  # megabytes; the PDF is a tenth
+	$(BIN)/python examples/layer_map.py identities hugo-alder $(RESULTS)/standard/figures/identities-hugo-alder-layers.pdf
+	cp runs/standard/table.parquet runs/standard/run.json $(RESULTS)/standard/
+	$(BIN)/python -m slugbench.bench.forecast runs/standard > bench/suites/seconds.csv
+	$(BIN)/python docs/calibration.py runs/standard --out docs/calibration.md
+	$(BIN)/python .ci/readme.py "results=$(RESULTS)/standard/leaderboard.txt#identities: single requests"
 
 costs: $(VENV)/installed
 	$(BIN)/python docs/costs.py clip --device $(DEVICE)

@@ -197,8 +197,8 @@ def critical_difference(
         raise NothingToDraw("ranks compare two methods or more.")
     from scikit_posthocs import critical_difference_diagram
 
-    names = 2 * max(map(len, ranks.index)) * 0.6 * small() / 72  # on both sides of the line
-    ax = axes_or_new(ax, min(max(width, names + 1.6), max(width, PAGE)), 0.5 + 0.085 * len(ranks))
+    names = 2 * max(len(f"{method} 10.0") for method in ranks.index) * 0.6 * small() / 72  # on both sides of the line
+    ax = axes_or_new(ax, min(max(width, names + 1.4), max(width, PAGE)), 0.5 + 0.085 * len(ranks))
     drawn = {method: look(method) for method in ranks.index}
     made = critical_difference_diagram(
         ranks,
@@ -220,6 +220,6 @@ def critical_difference(
     ax.spines["top"].set_visible(True)
     ax.locator_params(axis="x", integer=True)
     ax.set_xticks([tick for tick in ax.get_xticks() if 1 <= tick <= len(ranks)])
-    for _ in range(2):  # names reach out of the axes by less, the narrower these are: the layout needs a second look
+    for _ in range(6):  # names reach out of the axes by less, the narrower these are: the layout needs further looks
         figure_of(ax).draw_without_rendering()
     return ax

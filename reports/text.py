@@ -56,28 +56,24 @@ def _trouble(cell: Mapping[Hashable, Any]) -> str:
 
 
 def _board(board: Board) -> str:
-    names = tables.headline(board)
-    found = order.order(board)
-    whole, board = board, board.showing(names)
-    head = ["rank", "method", "cells", "to oracle ↓", *(c.heading for n in names if (c := board.column(n)))]
-    body = {kind: [_cells(line, board, names) for line in lines] for kind, lines in _groups(board).items()}
-    rows = [head, *(row for group in body.values() for row in group)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
-        widths.pop(-2 if "t_total" in names and len(widths) > 5 else -1)
-    kept = [*range(len(widths) - 1), len(head) - 1] if "t_total" in names and len(widths) < len(head) else range(len(widths))
-    lines = [
-        board.title,
-        _wrapped(f"{board.extent}. {board.params}"),
-        _row([head[i] for i in kept], widths),
-        "-" * _total(widths),
-    ]
+    names, whole = tables.headline(board), board
+    while True:
+        board = whole.showing(names)
+        head = ["rank", "method", "cells", "to oracle ↓", *(c.heading for n in names if (c := board.column(n)))]
+        body = {kind: [_cells(line, board, names) for line in lines] for kind, lines in _groups(board).items()}
+        rows = [head, *(row for group in body.values() for row in group)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        if _total(widths) <= WIDTH or len(names) < 2:
+            break
+        names.pop(-2 if names[-1] == "t_total" else -1)
+    lines = [board.title, _wrapped(f"{board.extent}. {board.params}"), _row(head, widths), "-" * _total(widths)]
     for kind, group in body.items():
         if group and kind:
             lines.append(f"{kind}:")
-        lines += [_row([row[i] for i in kept], widths) for row in group]
+        lines += [_row(row, widths) for row in group]
     lines.append("-" * _total(widths))
     lines += [_wrapped(f"{mark} {sentence}") for mark, sentence in board.notes]
+    found = order.order(whole)
     remarks = [*board.remarks, board.few, order.validity_sentence(board), *([found.primary] if found else [])]
     return "\n".join([*lines, *map(_wrapped, remarks), *_published(whole)])
 

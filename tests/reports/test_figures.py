@@ -249,6 +249,16 @@ def test_ranks_say_how_many_requests_they_need(crowded, made):
         ranks_of(alike)
 
 
+def test_the_critical_difference_diagram_has_room_for_long_names():
+    names = [f"{name} (tuned)" for name in ("neggrad_plus", "random_label", "salun_slug", "l1_sparse", "scrub", "slug")]
+    ranks = pd.Series(np.linspace(1.5, 12.0, len(names)), names)
+    with style():
+        ax = critical_difference(ranks, pd.DataFrame(0.01, names, names))
+        frame, renderer = ax.figure.bbox, ax.figure.canvas.get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in ax.texts]
+    assert len(boxes) >= len(names) and all(0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
 def test_the_critical_difference_diagram_names_everyone_and_joins_what_is_not_told_apart():
     ranks = pd.Series({"slug": 1.2, "salun": 1.9, "ga": 2.9})
     p = pd.DataFrame(1.0, index=ranks.index, columns=ranks.index)
