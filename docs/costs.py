@@ -563,8 +563,9 @@ SD_METHODS = (
     "concept_ablation:batch=8",
 )
 """With batches that fit beside pictures of 512 pixels; all else is as by default."""
-PEOPLE = ("slug:physical=16", "salun:batch=8,retain_batch=24", "ga:batch=16", "svd", "ft:batch=16")
-"""With batches that leave room for the weights and what optimisers keep, in 8 GB."""
+PEOPLE = ("slug:physical=16", "salun:batch=8,retain_batch=8", "ga:batch=16", "svd:alpha_retain=100", "ft:batch=16")
+"""To fit into 8 GB: batches that leave room for the weights, the best of them and what optimisers keep; and one of svd's
+five alphas for what is kept, since for each of them it holds the image tower three times."""
 HERE = str(Path(__file__).resolve())
 
 
@@ -672,9 +673,9 @@ def line_of(finished: Finished, machine: str) -> dict[str, Any]:
 
 
 def floor_seconds(method: str, cost: Mapping[str, Any], values: Mapping[str, float | None]) -> float | None:
-    """The least time for one pass of each sample read, by a method that takes gradients, of what, or none.
+    """The least time for one pass over the samples that a method read; None where it, or the count, came to no end.
 
-    None where the method, or the count, did not come to an end.
+    Forwards and backwards through what it takes gradients of; forwards alone where it takes none.
     """
     flops = values.get("flops_forward") if method == "svd" else values.get("flops")
     if method == "slug":  # which of a text-to-image model edits the text encoder, by the losses of its CLIP
