@@ -4,7 +4,7 @@
     python docs/costs.py sd --device cuda --out docs/results/costs-sd.md
     python docs/costs.py people --out docs/results/costs-people.md
 
-Weights are random and nothing is downloaded: how long a method takes, and how much memory, does not depend on what the
+Weights are random and nothing is downloaded: how long a step takes, and how much memory, does not depend on what the
 weights know. This file is a plug-in with a task for each kind of model and a metric, so that the harness runs every method
 in a process of its own and its meter does the measuring. A finished line is in the CSV beside the document before the next
 one starts, and the same command again does only what is missing; delete a line that failed to try it again. With a GPU,
@@ -707,7 +707,8 @@ def document(arguments: argparse.Namespace, frame: pd.DataFrame) -> str:
     params = planned(arguments)[0].task_params
     parts = [
         f"# {TITLES[arguments.command]}",
-        f"Made by `{arguments.made_by}`. Weights are random: what a method costs does not depend on what they know.",
+        f"Made by `{arguments.made_by}`. Weights are random: what a step or a look costs does not depend on what they know. "
+        "How many looks a search takes can: slug's are ten a layer of its fronts, whose lengths are the gradients' to say.",
         "\n".join(f"- {machine}" for machine in frame["machine"].unique()),
         _setup(arguments.command, params, arguments.threads),
         table(table_of(frame, arguments.command), numbers_from=2),
@@ -765,6 +766,8 @@ def table_of(frame: pd.DataFrame, command: str) -> pd.DataFrame:
             "reserved GB": _gigabytes(frame["peak_device_reserved_bytes"]),
         }
     shown |= {"peak RSS GB": _gigabytes(frame["peak_rss_bytes"]), "weights GB": _gigabytes(frame["weights_bytes"])}
+    if command == "people":  # what is asked of the model in the end included
+        shown["peak of the process GB"] = _gigabytes(frame["peak_process_bytes"])
     shown |= {"read": _counts(frame["n_forget_read"] + frame["n_retain_read"]), "evaluations": _counts(frame["n_evals"])}
     if command == "sd":
         known = [PUBLISHED.get(method.split(":")[0], (None, None, "")) for method in frame["method"]]
