@@ -4,7 +4,7 @@
     python docs/costs.py sd --device cuda --out docs/results/costs-sd.md
     python docs/costs.py people --out docs/results/costs-people.md
 
-Weights are random and nothing is downloaded: how long a method takes, and how much memory, does not depend on what the
+Weights are random and nothing is downloaded: how long a step takes, and how much memory, does not depend on what the
 weights know. This file is a plug-in with a task for each kind of model and a metric, so that the harness runs every method
 in a process of its own and its meter does the measuring. A finished line is in the CSV beside the document before the next
 one starts, and the same command again does only what is missing; delete a line that failed to try it again. With a GPU,
@@ -563,8 +563,9 @@ SD_METHODS = (
     "concept_ablation:batch=8",
 )
 """With batches that fit beside pictures of 512 pixels; all else is as by default."""
-PEOPLE = ("slug:physical=16", "salun:batch=8,retain_batch=24", "ga:batch=16", "svd", "ft:batch=16")
-"""With batches that leave room for the weights and what optimisers keep, in 8 GB."""
+PEOPLE = ("slug:physical=16", "salun:batch=8,retain_batch=8", "ga:batch=16", "svd:alpha_retain=100", "ft:batch=16")
+"""To fit into 8 GB: batches that leave room for the weights, the best of them and what optimisers keep; and one of svd's
+five alphas for what is kept, since for each of them it holds the image tower three times."""
 HERE = str(Path(__file__).resolve())
 
 
@@ -672,9 +673,9 @@ def line_of(finished: Finished, machine: str) -> dict[str, Any]:
 
 
 def floor_seconds(method: str, cost: Mapping[str, Any], values: Mapping[str, float | None]) -> float | None:
-    """The least time for one pass of each sample read, by a method that takes gradients, of what, or none.
+    """The least time for one pass over the samples that a method read; None where it, or the count, came to no end.
 
-    None where the method, or the count, did not come to an end.
+    Forwards and backwards through what it takes gradients of; forwards alone where it takes none.
     """
     flops = values.get("flops_forward") if method == "svd" else values.get("flops")
     if method == "slug":  # which of a text-to-image model edits the text encoder, by the losses of its CLIP
@@ -706,7 +707,8 @@ def document(arguments: argparse.Namespace, frame: pd.DataFrame) -> str:
     params = planned(arguments)[0].task_params
     parts = [
         f"# {TITLES[arguments.command]}",
-        f"Made by `{arguments.made_by}`. Weights are random: what a method costs does not depend on what they know.",
+        f"Made by `{arguments.made_by}`. Weights are random: what a step or a look costs does not depend on what they know. "
+        "How many looks a search takes can: slug's are ten a layer of its fronts, whose lengths are the gradients' to say.",
         "\n".join(f"- {machine}" for machine in frame["machine"].unique()),
         _setup(arguments.command, params, arguments.threads),
         table(table_of(frame, arguments.command), numbers_from=2),
@@ -764,6 +766,8 @@ def table_of(frame: pd.DataFrame, command: str) -> pd.DataFrame:
             "reserved GB": _gigabytes(frame["peak_device_reserved_bytes"]),
         }
     shown |= {"peak RSS GB": _gigabytes(frame["peak_rss_bytes"]), "weights GB": _gigabytes(frame["weights_bytes"])}
+    if command == "people":  # what is asked of the model in the end included
+        shown["peak of the process GB"] = _gigabytes(frame["peak_process_bytes"])
     shown |= {"read": _counts(frame["n_forget_read"] + frame["n_retain_read"]), "evaluations": _counts(frame["n_evals"])}
     if command == "sd":
         known = [PUBLISHED.get(method.split(":")[0], (None, None, "")) for method in frame["method"]]
