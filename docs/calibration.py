@@ -52,7 +52,8 @@ def null(n_oracles: int) -> pd.DataFrame:
         keys = {name: {} for name in metrics}
         rows = judge(alone, answers[s], metrics, keys=keys, model=None, cost=None, own=None)
         for row in (row for values in rows.values() for row in values):
-            if row["value"] is not None and row["oracle_sd"] is not None:
+            says = glossary.about(row["metric"]).kind not in {"cost", "detail"}
+            if says and row["value"] is not None and row["oracle_sd"] is not None:
                 filled = {name: np.nan if value is None else value for name, value in row.items()}
                 unlike = unlike_oracles(SimpleNamespace(**filled), REFERENCES)
                 found.append({"metric": row["metric"], "unlike": unlike})
@@ -125,7 +126,10 @@ def caught(board: tables.Board) -> Iterator[dict[str, str]]:
     n_oracles = board.n_oracles()
     for line in board.controls:
         rows = board.rows[(board.rows["label"] == line.method) & board.rows["value"].notna()]
-        rows = rows[[glossary.about(metric).kind not in {"cost", "detail"} for metric in rows["metric"]]]
+        kinds = rows["metric"].map(lambda metric: glossary.about(metric).kind)
+        rows = rows[~kinds.isin(["cost", "detail"])]
+        if rows.empty:  # every request skips it
+            continue
         unlike = pd.Series([unlike_oracles(row, n_oracles.get(row.cell, 0)) for row in rows.itertuples()], index=rows.index)
         share = unlike.groupby(rows["metric"]).mean()
         in_cells = [str(metric) for metric in share.index[share > 0.5]]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from slugbench.bench.cli import main
-from slugbench.bench.isolate import Limits, run, tree_bytes
+from slugbench.bench.isolate import Limits, resume, run, tree_bytes
 
 from ..toys import FAILING, FAILURES, TOY_TASK, restored_registry
 
@@ -328,6 +328,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path, capsys):
 
 
 def test_output_goes_to_the_log_and_an_exception_is_an_exit_code(tmp_path):
+    resume()  # where a run has ended, cells are stopped until the next one
     log, limits = tmp_path / "log.txt", Limits(30, 10**10)
     assert run("builtins:print", {"a": 1}, log=log, limits=limits)[:2] == ("exited", 0)
     assert run("operator:length_hint", {"a": 1}, log=log, limits=limits)[:2] == ("exited", 0)

@@ -341,7 +341,7 @@ def test_a_plan_is_refused_before_anything_runs_where_something_is_not_trained(t
     assert "class-4" in capsys.readouterr().out
     suite.write_text(suite.read_text().replace("class-4", "class-8"))
     assert main(["plan", str(suite)]) == 2
-    assert "cifar10 has no oracle 0 of class-8 yet" in capsys.readouterr().err
+    assert "cifar10 has no oracle 0 of class-8 yet" in capsys.readouterr().out
 
 
 def test_without_oracles_base_models_alone_are_trained(made, tmp_path, capsys):
