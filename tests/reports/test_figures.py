@@ -256,7 +256,7 @@ def test_the_critical_difference_diagram_has_room_for_long_names():
         ax = critical_difference(ranks, pd.DataFrame(0.01, names, names))
         frame, renderer = ax.figure.bbox, ax.figure.canvas.get_renderer()
         boxes = [text.get_window_extent(renderer) for text in ax.texts]
-    assert len(boxes) >= len(names) and all(0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+    assert len(boxes) >= len(names) and all(box.x0 >= 0 and box.x1 <= frame.x1 for box in boxes)
 
 
 def test_the_critical_difference_diagram_names_everyone_and_joins_what_is_not_told_apart():
