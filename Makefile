@@ -23,7 +23,7 @@ check: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q
 
-# What the README and docs/ say of the suite `standard`: some three hours, resumed where it stopped.
+# What the README and docs/ say of the suite `standard`: four hours with tuned parameters, resumed where it stopped.
 results: $(VENV)/installed
 	$(BIN)/slugbench run standard --params standard --out runs/standard
 	$(BIN)/slugbench report runs/standard --format claims --out $(RESULTS)

@@ -63,11 +63,31 @@ def null(n_oracles: int) -> pd.DataFrame:
 def null_table(found: pd.DataFrame) -> pd.DataFrame:
     """A line a metric: how many of the oracles were called unlike the others, with the exact 95 % interval."""
     lines = []
-    for metric, part in [*found.groupby("metric"), ("all metrics", found)]:
+    for metric, part in found.groupby("metric"):
         k, n = int(part["unlike"].sum()), len(part)
         low, high = clopper_pearson(k, n)
         lines.append({"metric": metric, "oracles": n, "called unlike": f"{k / n:.3f}", "95 %": f"{low:.3f} to {high:.3f}"})
+    mean = f"{found['unlike'].mean():.3f}"  # metrics of one oracle depend on each other: no interval
+    return pd.DataFrame([*lines, {"metric": "mean of all", "oracles": len(found), "called unlike": mean, "95 %": ""}])
+
+
+def simulated_null() -> pd.DataFrame:
+    """How often a value from the oracles' own distribution is called unlike them, by the number of oracles."""
+    rng, lines = np.random.default_rng(0), []
+    for n in (2, 3, 5, 8):
+        for better in ("oracle", "higher"):
+            draws = rng.normal(size=(SIMULATIONS, n + 1))
+            called = sum(_called(own, others, better) for own, *others in draws)
+            low, high = clopper_pearson(called, SIMULATIONS)
+            sides = "two-sided" if better == "oracle" else "one-sided"
+            share = f"{called / SIMULATIONS:.3f} ({low:.3f} to {high:.3f})"
+            lines.append({"simulated": f"{n} oracles, {sides}", "called unlike": share})
     return pd.DataFrame(lines)
+
+
+def _called(own: float, others: list[float], better: str) -> bool:
+    row = {"value": own, "better": better, "oracle_mean": np.mean(others), "oracle_sd": np.std(others, ddof=1)}
+    return unlike_oracles(SimpleNamespace(**row, ci_low=np.nan, ci_high=np.nan), len(others))
 
 
 # ---------------------------------------------------------------- intervals
@@ -114,7 +134,8 @@ def _holds(bounds: tuple[float, float] | None) -> bool:
 
 def _line(what: str, held: int, n: int) -> dict[str, str]:
     low, high = clopper_pearson(held, n)
-    within = "yes" if high >= COVERED[0] and low <= COVERED[1] else "no"
+    touched = "not excluded" if low <= COVERED[1] and high >= COVERED[0] else "no"
+    within = "yes" if COVERED[0] <= held / n <= COVERED[1] else touched
     return {"simulated": what, "held the truth": f"{held / n:.3f} ({low:.3f} to {high:.3f})", "0.93 to 0.97": within}
 
 
@@ -123,11 +144,11 @@ def _line(what: str, held: int, n: int) -> dict[str, str]:
 
 def caught(board: tables.Board) -> Iterator[dict[str, str]]:
     """For each control, and for an oracle in its place, the metrics that catch it: in single cells, and over requests."""
-    n_oracles = board.n_oracles()
+    n_oracles, grey = board.n_oracles(), {audit.metric for audit in board.audits if audit.grey}
     for line in board.controls:
         rows = board.rows[(board.rows["label"] == line.method) & board.rows["value"].notna()]
         kinds = rows["metric"].map(lambda metric: glossary.about(metric).kind)
-        rows = rows[~kinds.isin(["cost", "detail"])]
+        rows = rows[~kinds.isin(["cost", "detail", "features"]) & ~rows["metric"].isin(grey)]
         if rows.empty:  # every request skips it
             continue
         unlike = pd.Series([unlike_oracles(row, n_oracles.get(row.cell, 0)) for row in rows.itertuples()], index=rows.index)
@@ -174,6 +195,8 @@ def document(run: Path, n_oracles: int) -> str:
         f"beside {REFERENCES} of the others, and each of its values is called unlike theirs (≠R) or not, by the rule of "
         "`reports.statistics.unlike_oracles`, whose rate of false alarms is meant to be at most 0.05.",
         table(null_table(null(n_oracles)), numbers_from=1),
+        f"The same rule on {SIMULATIONS:,} draws from one normal distribution, for as many oracles as the suites have:",
+        table(simulated_null(), numbers_from=1),
         "## Intervals",
         f"{SIMULATIONS:,} simulations a line ({SIMULATIONS // 4:,} of single cells); 95 % intervals, and in parentheses how "
         "far the simulation itself can be off.",
@@ -181,10 +204,12 @@ def document(run: Path, n_oracles: int) -> str:
         "## Controls",
         "The metrics that catch a control: by which most of its cells are unlike the oracles (≠R), or by which it is worse "
         f"than they are on average over at least {MIN_REQUESTS} requests, at {CERTAIN:.0%}, since many look at each. "
+        "Metrics that the audit below greys out, and those of features, which are never ranked on, catch nobody. "
         "An oracle in a control's place says how often that is for nothing.",
         table(pd.DataFrame([line for board in boards for line in caught(board)])),
         "## Metric audit",
-        "The AUC with which a metric tells oracles from the known bad models that its kind is there to find.",
+        "The AUC with which a metric tells oracles from the known bad models that its kind is there to find; not audited "
+        "are metrics with fewer than three cells on a side.",
         table(pd.DataFrame([line for board in boards for line in audited(board)]), numbers_from=2),
     ]
     return "\n\n".join(parts) + "\n"

@@ -116,13 +116,13 @@ def verdicts(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], claims: Seq
     """One row a claim and parameter setting of its left method for which the table has the cells.
 
     Columns source, says, requests (joint or single), metric, left, right, difference, low, high, n_requests,
-    n_base_seeds, n_missing (of their product), verdict.
+    n_base_seeds, n_missing (of their product), side and margin (what is claimed of the difference), verdict.
     """
     rows = tables.labelled(frame, tables.control_names(runs), choices(runs))
     rows = rows[rows["metric"].notna() & (rows["pool"] == "test") & ~rows["task"].isin(classifiers(rows))]
     rows = pd.concat([rows, _gaps(rows), _times(rows)], ignore_index=True)
     columns = ["source", "says", "requests", "metric", "left", "right", "difference", "low", "high"]
-    columns += ["n_requests", "n_base_seeds", "n_missing", "verdict"]
+    columns += ["n_requests", "n_base_seeds", "n_missing", "side", "margin", "verdict"]
     return pd.DataFrame([line for claim in claims for line in _lines(claim, rows)], columns=columns)
 
 
@@ -179,7 +179,8 @@ def _line(claim: Claim, left: str, right: str, mine: pd.DataFrame, theirs: pd.Da
     verdict = "holds" if inside else "does not hold" if outside else "not resolved"
     return (
         claim.source, claim.says, "joint" if claim.joint else "single", claim.metric, left, right,
-        float(known.to_numpy().mean()) if known.size else math.nan, low, high, *both.shape, n_missing, verdict,
+        float(known.to_numpy().mean()) if known.size else math.nan, low, high, *both.shape, n_missing,
+        claim.side, claim.margin, verdict,
     )  # fmt: skip
 
 
@@ -208,8 +209,11 @@ def document(found: pd.DataFrame, frame: pd.DataFrame, runs: Sequence[Mapping[st
         "Each claim as a difference between two methods (or a method and the oracles, or the original) on the same requests "
         "and base models, with the 95 % interval over requests and base models. `holds`: the whole interval lies on the "
         "claim's side; `does not hold`: on the other side; `not resolved`: it says neither, there are too few requests for "
-        f"an interval, or cells are missing. These are {len(found)} intervals of 95 % each, not corrected for their number. "
-        "Times are ratios of seconds, search included, measured as the table's column `concurrent` says.",
+        f"an interval, or cells are missing. These are {found['low'].notna().sum()} intervals of 95 % each, not corrected "
+        "for their number. `mean oracle` is the mean of all retrained models of a request, not one in a method's place. "
+        f"`{GAP}` is the mean absolute distance of {', '.join(GAPS)} to it, of those that are known for a cell (membership "
+        "is not where the original itself cannot be attacked); boards have another distance, which forgives what is kept "
+        "too well. Ratios are of seconds, search included.",
         f"In all: {counts or 'none'}.",
     ]
     for source, part in found.groupby("source", sort=False):
@@ -243,13 +247,21 @@ def _shown(part: pd.DataFrame) -> pd.DataFrame:
         {
             "claim": row["says"],
             "requests": f"{row['n_requests']} {row['requests']} x {row['n_base_seeds']}",
-            "difference": f"{row['metric']}: {row['left']}{' - ' + row['right'] if row['right'] else ''}",
+            "difference": f"{row['metric']}: {row['left']}{_less(row)}",
+            "claimed": f"{row['side']} {number(float(np.exp(row['margin'])) if row['metric'] == TIMES else row['margin'])}",
             "value (95 %)": _numbers(row),
             "verdict": row["verdict"],
         }
         for row in part.to_dict("records")
     ]
     return pd.DataFrame(lines)
+
+
+def _less(row: Mapping[Any, Any]) -> str:
+    if not row["right"]:
+        return ""
+    sign = "/" if row["metric"] == TIMES else "-"
+    return f" {sign} {'mean oracle' if row['right'] == 'oracle' else row['right']}"
 
 
 def _numbers(row: Mapping[Any, Any]) -> str:

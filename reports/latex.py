@@ -204,7 +204,7 @@ def notes(board: Board) -> list[tuple[str, str]]:
     )
     read = f"Bold: best of the ordered methods. Underlined: not distinguishable from it: {resolved}"
     failures = [
-        f"{line.method}: " + ", ".join(f"{kind} ({n} of {line.n_cells} cells)" for kind, n in line.failures.items())
+        f"{line.method}: " + ", ".join(f"{kind} ({line.share(kind)})" for kind in line.failures)
         for line in board.lines
         if line.failures
     ]

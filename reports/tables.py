@@ -32,11 +32,13 @@ HEADS = ("mia_sample", "ks_d")
 """Of the metrics on membership and on the distance to the oracles those that stand on the board itself."""
 BOARD = ["task", "task_params", "device", "threads", "pool", "joint", "samples"]
 READ = ["label", "control", "cell", "status", "error", "failure", "request", "base_seed", "method_seed", "concurrent"]
-READ += ["metric", "value", "better", "oracle_mean", "oracle_sd", "ci_low", "ci_high", "note"]
+READ += ["metric", "value", "better", "chance", "oracle_mean", "oracle_sd", "ci_low", "ci_high", "note"]
 """The columns that a board's numbers come from: selecting rows takes its time column by column."""
 INCOMPLETE = "†"
 UNLIKE = " ≠R"
 """After a cell's value that no further oracle would be expected to have."""
+FOUND_BY_ATTACKS = ("masked", "recoverable")
+"""Failure classes that only cells can be given which were attacked."""
 TUNED = " (tuned"
 """In a label what follows the method's name where its parameters are tuned."""
 IMPORTED = " (imported)"
@@ -93,6 +95,8 @@ class Line:
     ranks: tuple[int, int] | None = None
     failures: Mapping[str, int] = field(default_factory=dict)
     """Failure classes of finished cells, and how often."""
+    n_attacked: int = 0
+    """Finished cells that were attacked: of the others nobody knows whether they are masked or recoverable."""
     valid: bool | None = None
     """Whether it passes the gate on what is kept; null where no oracle says what should be."""
     why: str = ""
@@ -101,8 +105,14 @@ class Line:
     @property
     def status(self) -> str:
         """`valid`, or its failure classes and whether it misses the gate: `destroyed 2/3, not valid`."""
-        classes = [f if n == self.n_ok else f"{f} {n}/{self.n_ok}" for f, n in self.failures.items()]
+        classes = [f if n == self.n_ok else f"{f} {self.share(f)}" for f, n in self.failures.items()]
         return ", ".join(classes + ["not valid"] * (self.valid is False)) or ("valid" if self.valid else "—")
+
+    def share(self, failure: str) -> str:
+        """How many of the cells that could show it have a failure: `destroyed 2/3`, `recoverable 1/1 attacked`."""
+        if failure in FOUND_BY_ATTACKS and self.failures[failure] <= self.n_attacked:
+            return f"{self.failures[failure]}/{self.n_attacked} attacked"
+        return f"{self.failures[failure]}/{self.n_ok}"
 
     @property
     def complete(self) -> bool:
@@ -343,7 +353,7 @@ def _board(rows: pd.DataFrame, of_task: pd.DataFrame) -> Board:
         rows=rows,
         audits=tuple(audited),
         surprises=tuple(surprises(rows)),
-        remarks=_doubles(rows),
+        remarks=(*_own_distance(lines), *_doubles(rows)),
     )
 
 
@@ -396,16 +406,25 @@ def _line(label: str, part: pd.DataFrame, board: pd.DataFrame, axes: Sequence[st
         entries={},
         distance=estimate(distances).within(0, math.inf) if complete and axes else None,
         failures={str(k): int(v) for k, v in failures.items()},
+        n_attacked=_attacked(part),
         valid=gate.valid,
         why=gate.why,
     )
+
+
+def _attacked(part: pd.DataFrame) -> int:
+    of_attacks = {metric for metric in part["metric"].dropna().unique() if about(str(metric)).kind == "attack"}
+    return int(part[part["metric"].isin(of_attacks) & part["value"].notna()]["cell"].nunique())
 
 
 def _entry(line: Line, mine: pd.DataFrame, column: Column, notes: _Notes) -> Entry:
     """A method's entry from its rows of the column's metric."""
     got = mine[mine["value"].notna()]
     result = estimate(mine, center="median" if column.is_cost else "mean")
-    if "chance" in got and got["chance"].notna().any():  # an accuracy, or an area under a curve
+    if result.spread == "interval" and result.low == result.high and got["ci_low"].notna().all():
+        # all requests alike, as 0 of n: no bootstrap sees what their images still allow
+        result = result._replace(low=float(got["ci_low"].min()), high=float(got["ci_high"].max()), spread="range")
+    if got["chance"].notna().any():  # an accuracy, or an area under a curve
         result = result.within(0, 1)
     marks: list[str] = []
     n_ok = line.n_ok
@@ -714,6 +733,20 @@ def _pairs(rows: pd.DataFrame) -> set[tuple[str, int]]:
 def _control_order(line: Line) -> tuple[int, str]:
     name = line.method.split("(")[0]
     return (CONTROLS.index(name) if name in CONTROLS else len(CONTROLS)), line.method
+
+
+def _own_distance(lines: Sequence[Line]) -> tuple[str, ...]:
+    """How far a retrained model itself is from its like, and what the rules for failures make of it."""
+    own = next((line for line in lines if line.method == "oracle" and line.distance), None)
+    if own is None or own.distance is None or own.distance.value is None:
+        return ()
+    said = (
+        f"A further retrained model is itself {number(own.distance.value)} from the mean of its like: methods no farther "
+        "off are as near as can be told."
+    )
+    if own.status not in {"valid", "—"}:
+        said += f" The rules call it {own.status}: so much they err on single models."
+    return (said,)
 
 
 def _doubles(rows: pd.DataFrame) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def test_controls_stand_below_a_rule_and_failures_below_the_table(frame, runs, c
     assert all(x.method in controls for x in crowded.controls) and "slug" in methods and "slug" not in controls
     joint = written(next(b for b in boards(frame, runs) if b.joint))
     assert r"svd\tnote{$\dagger$}" in joint and "svd: 1 of 2 cells finished (joint-1 timeout)" in joint
-    assert r"ga\tnote{$\ddagger$}" in joint and "ga: destroyed (2 of 2 cells)" in joint
+    assert r"ga\tnote{$\ddagger$}" in joint and "ga: destroyed (2/2)" in joint
 
 
 def test_every_mark_in_the_table_has_its_note(frame, runs, crowded):
