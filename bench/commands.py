@@ -130,13 +130,20 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
 def _written_once(path: Path, text: str) -> Path:
     """The path of a file with that text, which is there now; one that somebody has changed since is kept."""
-    try:
+    with _writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_text(text)
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror or error}); choose another --out.") from error
     return path
+
+
+@contextlib.contextmanager
+def _writing(what: str) -> Iterator[None]:
+    """Trouble with the disk ends the command with a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {what} ({error.strerror or error}); choose another --out.") from error
 
 
 def _time_sentence(found: Forecast, places: int) -> str:
@@ -617,7 +624,7 @@ def _counting(what: str) -> Iterator[Any]:
 
 def import_(arguments: argparse.Namespace) -> int:
     """`slugbench import`: table and report of what other code measured."""
-    from . import importing, provenance
+    from . import importing
     from .plan import Suite, load_suite
 
     load(_absolute(arguments.plugin), kinds=("importer", "task"))
@@ -637,7 +644,7 @@ def import_(arguments: argparse.Namespace) -> int:
         new = [(cell, record) for cell, record in made if store.finished(cell) is None]
         if new:
             facts = importing.origin(found, source, device)
-            mark = provenance.digest(facts)[:12]
+            mark = _mark(facts)
             _note_run(store, suite, device, {mark: facts})
             for cell, record in new:
                 store.commit(cell, {**record, "provenance": mark}, store.scratch_for(cell))
@@ -645,11 +652,9 @@ def import_(arguments: argparse.Namespace) -> int:
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
-    try:
+    with _writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False)
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror or error}); choose another --out.") from error
 
 
 # ---------------------------------------------------------------- status, report
@@ -773,10 +778,8 @@ def artifacts_rebuild(arguments: argparse.Namespace) -> int:
     task = REGISTRY.create("task", spec.name, spec.params)
     if arguments.requests and "requests" not in inspect.signature(task.rebuild).parameters:
         raise UsageError(f"task '{spec.name}' is remade as a whole; leave --requests out.")
-    try:
+    with _writing(f"to {out}"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {out} ({error.strerror or error}); choose another --out.") from error
     task.rebuild(out, jobs=arguments.jobs, **({"requests": arguments.requests} if arguments.requests else {}))
     print(out)
     return 0

@@ -52,8 +52,7 @@ def null(n_oracles: int) -> pd.DataFrame:
         keys = {name: {} for name in metrics}
         rows = judge(alone, answers[s], metrics, keys=keys, model=None, cost=None, own=None)
         for row in (row for values in rows.values() for row in values):
-            says = glossary.about(row["metric"]).kind not in {"cost", "detail"}
-            if says and row["value"] is not None and row["oracle_sd"] is not None:
+            if glossary.of_quality(row["metric"]) and row["value"] is not None and row["oracle_sd"] is not None:
                 filled = {name: np.nan if value is None else value for name, value in row.items()}
                 unlike = unlike_oracles(SimpleNamespace(**filled), REFERENCES)
                 found.append({"metric": row["metric"], "unlike": unlike})

@@ -274,6 +274,11 @@ def about(metric: str) -> About:
     return About("other", metric, "")
 
 
+def of_quality(metric: str) -> bool:
+    """Whether a metric says how good a model is: it is neither a cost nor a detail, such as a point of a curve."""
+    return about(metric).kind not in {"cost", "detail"}
+
+
 def position(metric: str) -> tuple[int, int, str]:
     """Sort key: the order of kinds, within a kind that of `KNOWN`, then the name."""
     listed = [i for i, known in enumerate(KNOWN) if re.fullmatch(known[0], metric)]

@@ -67,10 +67,14 @@ def estimate(cells: pd.DataFrame, *, center: Literal["mean", "median"] = "mean")
         bounded = not (math.isnan(low) or math.isnan(high))
         return Estimate(value, low, high, "cell", *n) if bounded else Estimate(value, None, None, "none", *n)
     if center == "median" or len(grid) < MIN_REQUESTS or np.isnan(grid.to_numpy()).any():
-        low = float(np.where(np.isnan(low_ends), values, low_ends).min())
-        high = float(np.where(np.isnan(high_ends), values, high_ends).max())
-        return Estimate(value, low, high, "range", *n)
+        return Estimate(value, *span(values, low_ends, high_ends), "range", *n)
     return Estimate(value, *interval(grid.to_numpy()), "interval", *n)
+
+
+def span(values: np.ndarray, low_ends: np.ndarray, high_ends: np.ndarray) -> tuple[float, float]:
+    """From the lowest to the highest end of cells' own intervals; a value without one is its own."""
+    lows, highs = (np.where(np.isnan(ends), values, ends) for ends in (low_ends, high_ends))
+    return float(lows.min()), float(highs.max())
 
 
 class Measured(Protocol):

@@ -21,8 +21,8 @@ import pandas as pd
 
 from slugbench.bench.frame import SAME_CELL, normalised
 
-from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, position, unit_of
-from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, non_dominated, rank_ranges, unlike_oracles
+from .glossary import ARROW, FORGET, PRIVACY, RETAIN, UTILITY, about, number, of_quality, position, unit_of
+from .statistics import MIN_REQUESTS, Estimate, by_request, estimate, non_dominated, rank_ranges, span, unlike_oracles
 from .tuning import Choice, choices
 from .validity import Audit, audits, classified, surprises, validity
 
@@ -180,7 +180,7 @@ class Board:
 
     def quality(self) -> list[Column]:
         """The columns that are neither costs nor details, such as points of a curve."""
-        return [c for c in self.columns if not c.is_cost and about(c.name).kind != "detail"]
+        return [c for c in self.columns if of_quality(c.name)]
 
     def main(self) -> list[Column]:
         """The columns of the board itself: forgetting and keeping, and the first of what else may tell; `group` has more."""
@@ -197,8 +197,7 @@ class Board:
 
     def showing(self, metrics: Sequence[str]) -> Board:
         """The board with these columns alone, and their footnotes, lettered anew."""
-        of_lines = [{m: line.entries[m] for m in metrics if m in line.entries} for line in self.lines]
-        said = {mark for entries in of_lines for entry in entries.values() for mark in entry.marks}
+        said = {mark for line in self.lines for m in metrics if m in line.entries for mark in line.entries[m].marks}
         if not all(line.complete for line in self.lines):
             said.add(INCOMPLETE)
         letters = {mark: mark for mark in said & {INCOMPLETE}}
@@ -209,21 +208,19 @@ class Board:
             marked = {m: replace(entry, marks=tuple(letters[mark] for mark in entry.marks)) for m, entry in entries.items()}
             return replace(line, entries=marked)
 
-        ranked, unranked, controls = (tuple(map(relettered, lines)) for lines in (self.ranked, self.unranked, self.controls))
         return replace(
-            self,
+            self._of(lambda lines: map(relettered, lines)),
             columns=tuple(column for column in self.columns if column.name in metrics),
-            ranked=ranked,
-            unranked=unranked,
-            controls=controls,
             notes=tuple((letters[mark], sentence) for mark, sentence in self.notes if mark in letters),
         )
 
     def only(self, methods: Sequence[str]) -> Board:
         """The board with the lines of these methods alone."""
-        ranked, unranked, controls = (
-            tuple(line for line in lines if line.method in methods) for lines in (self.ranked, self.unranked, self.controls)
-        )
+        return self._of(lambda lines: (line for line in lines if line.method in methods))
+
+    def _of(self, change: Callable[[tuple[Line, ...]], Iterable[Line]]) -> Board:
+        """The board with something done to the lines of each of its three parts."""
+        ranked, unranked, controls = (tuple(change(lines)) for lines in (self.ranked, self.unranked, self.controls))
         return replace(self, ranked=ranked, unranked=unranked, controls=controls)
 
     def n_oracles(self) -> dict[str, int]:
@@ -423,7 +420,8 @@ def _entry(line: Line, mine: pd.DataFrame, column: Column, notes: _Notes) -> Ent
     result = estimate(mine, center="median" if column.is_cost else "mean")
     if result.spread == "interval" and result.low == result.high and got["ci_low"].notna().all():
         # all requests alike, as 0 of n: no bootstrap sees what their images still allow
-        result = result._replace(low=float(got["ci_low"].min()), high=float(got["ci_high"].max()), spread="range")
+        low, high = span(*(got[column].to_numpy(float) for column in ("value", "ci_low", "ci_high")))
+        result = result._replace(low=low, high=high, spread="range")
     if got["chance"].notna().any():  # an accuracy, or an area under a curve
         result = result.within(0, 1)
     marks: list[str] = []

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .glossary import FORGET, RETAIN, UTILITY, Kind, about, number
+from .glossary import FORGET, RETAIN, UTILITY, Kind, about, number, of_quality
 from .statistics import estimate
 
 GATE = 0.05
@@ -286,7 +286,7 @@ def audits(rows: pd.DataFrame) -> list[Audit]:
     """The audit of every metric on one board that says how good a model is, over its single cells."""
     known = rows[rows["metric"].notna() & rows["value"].notna()]
     parts = [(str(metric), part) for metric, part in known.groupby("metric")]
-    return [_audit(metric, part) for metric, part in parts if about(metric).kind not in {"cost", "detail"}]
+    return [_audit(metric, part) for metric, part in parts if of_quality(metric)]
 
 
 def _audit(metric: str, part: pd.DataFrame) -> Audit:
