@@ -184,7 +184,8 @@ def _warm_up(trial: Trial) -> None:
 
 
 def _snapshot(model: Model) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    # in main memory: on a GPU a second copy would count as the method's
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
 def _check(model: Any, name: str) -> None:

@@ -53,13 +53,13 @@ def interval(value: Value, *, seed: int = 0, resamples: int = 2000) -> tuple[flo
         return None
     x = np.asarray(value.arrays["x"], dtype=np.float64)
     unit = np.unique(value.arrays["unit"], return_inverse=True)[1]
-    one_unit, averaged = unit.max() == 0, value.statistic is None
-    if np.isin(x, (0, 1)).all() and (x.min() == x.max() == value.value or (averaged and one_unit)):
+    one_unit = unit.max() == 0
+    if np.isin(x, (0, 1)).all() and (x.min() == x.max() == value.value or (value.statistic is None and one_unit)):
         return clopper_pearson(round(x.mean() * len(x)), len(x))  # x has a column per phrasing, where there are several
 
     cluster = np.arange(len(x)) if one_unit else unit
     draws_BK = _draws(cluster, value.arrays.get("stratum"), resamples, np.random.default_rng(seed))
-    if averaged:
+    if value.statistic is None:
         mean_K = np.bincount(cluster, x) / np.bincount(cluster)
         boot, left_out = mean_K[draws_BK].mean(axis=1), (mean_K.sum() - mean_K) / (len(mean_K) - 1)
     else:

@@ -103,12 +103,12 @@ def coverage() -> pd.DataFrame:
             lines.append(_line(f"{n_requests} requests x {n_seeds} base models, {name}", held, SIMULATIONS))
     for n_units in (8, 16, 56):
         held = 0
-        for _ in range(SIMULATIONS // 4):
+        for _ in range(SIMULATIONS):
             x = rng.normal(size=n_units)[:, None] + rng.normal(size=(n_units, 20))
             arrays = {"x": x.ravel(), "unit": np.repeat(np.arange(n_units), 20)}
             value = Value("v", float(x.mean()), arrays=arrays, n_units=n_units)
             held += _holds(cell_interval(value, resamples=500))
-        lines.append(_line(f"one cell, {n_units} concepts of 20 images that vary together", held, SIMULATIONS // 4))
+        lines.append(_line(f"one cell, {n_units} concepts of 20 images that vary together", held, SIMULATIONS))
     return pd.DataFrame(lines)
 
 
@@ -197,8 +197,7 @@ def document(run: Path, n_oracles: int) -> str:
         f"The same rule on {SIMULATIONS:,} draws from one normal distribution, for as many oracles as the suites have:",
         table(simulated_null(), numbers_from=1),
         "## Intervals",
-        f"{SIMULATIONS:,} simulations a line ({SIMULATIONS // 4:,} of single cells); 95 % intervals, and in parentheses how "
-        "far the simulation itself can be off.",
+        f"{SIMULATIONS:,} simulations a line; 95 % intervals, and in parentheses how far the simulation itself can be off.",
         table(coverage(), numbers_from=1),
         "## Controls",
         "The metrics that catch a control: by which most of its cells are unlike the oracles (≠R), or by which it is worse "

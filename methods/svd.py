@@ -8,7 +8,7 @@ solving do not grow with the number of samples, and nothing has to be decomposed
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -209,7 +209,7 @@ def stacked_rests(weight: torch.Tensor, gram: torch.Tensor, alphas: Iterable[flo
 
 def projections(
     weights: Mapping[str, torch.Tensor],
-    unused: Mapping[str, torch.Tensor],
+    unused: MutableMapping[str, torch.Tensor],
     grams: Mapping[str, torch.Tensor],
     alphas: Iterable[float],
 ) -> Iterator[dict[str, torch.Tensor]]:
@@ -220,22 +220,27 @@ def projections(
 
     Args:
         weights: name -> W (..., out, d); layers without an input to forget are left out.
-        unused: name -> W - W Mr of each alpha of Mr, stacked: (..., alphas * out, d).
+        unused: name -> W - W Mr of each alpha of Mr, stacked: (..., alphas * out, d). Emptied, since what takes its place is
+            as large: several times the model.
         grams: name -> (..., d, d) float64, of the samples to forget.
         alphas: of Mf.
     """
-    through = {name: (unused[name].double() @ gram).to(unused[name].dtype) for name, gram in grams.items()}
+    through = {}
+    for name, gram in grams.items():
+        rests = unused.pop(name)
+        through[name] = (rests.double() @ gram).to(rests.dtype).split(weights[name].shape[-2], dim=-2)
     for alpha in alphas:
-        parts = {}
-        for name, rows in through.items():
-            removed = _solved(grams[name], alpha, rows.double()).to(rows.dtype)
-            parts[name] = removed.split(weights[name].shape[-2], dim=-2)
-        for k in range(min(map(len, parts.values()), default=0)):
-            yield {name: weights[name] - part[k] for name, part in parts.items()}
+        removed = {name: _solver(gram, alpha) for name, gram in grams.items()}
+        for k in range(min(map(len, through.values()), default=0)):
+            yield {name: weights[name] - removed[name](rows[k].double()).to(rows[k].dtype) for name, rows in through.items()}
 
 
 def _solved(gram: torch.Tensor, alpha: float, rows: torch.Tensor) -> torch.Tensor:
-    """alpha / tr C * R ((alpha - 1) g + I)^-1, which is X M if R = X C."""
+    return _solver(gram, alpha)(rows)
+
+
+def _solver(gram: torch.Tensor, alpha: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """R -> alpha / tr C * R ((alpha - 1) g + I)^-1, which is X M if R = X C; factorised once."""
     import torch
 
     power = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
@@ -244,10 +249,11 @@ def _solved(gram: torch.Tensor, alpha: float, rows: torch.Tensor) -> torch.Tenso
     system.diagonal(dim1=-2, dim2=-1).add_(1)  # eigenvalues between 1 and alpha
     factor, failed = torch.linalg.cholesky_ex(system)
     if not failed.any():
-        return torch.cholesky_solve(rows.mT, factor).mT * (alpha / power)
+        return lambda rows: torch.cholesky_solve(rows.mT, factor).mT * (alpha / power)
     # rounding left an unused direction a negative share, of which an alpha of many millions makes much: it has none
     values, vectors = torch.linalg.eigh(system)
-    return (rows @ vectors * torch.where(values > 1, 1 / values, 0.0)[..., None, :]) @ vectors.mT * (alpha / power)
+    kept = torch.where(values > 1, 1 / values, 0.0)[..., None, :]
+    return lambda rows: (rows @ vectors * kept) @ vectors.mT * (alpha / power)
 
 
 # ---------------------------------------------------------------- what goes into the layers

@@ -682,11 +682,20 @@ def _few(rows: pd.DataFrame) -> str:
 
 
 def _extent(rows: pd.DataFrame) -> str:
-    counts = [("request", "request"), ("base_seed", "base model"), ("method_seed", "method seed")]
-    texts = [f"{rows[c].nunique()} {word}{'s' if rows[c].nunique() > 1 else ''}" for c, word in counts]
+    seeds = rows.groupby(["request", "base_seed"])["method_seed"].nunique()  # a suite may repeat some requests only
+    texts = [
+        _counted([rows["request"].nunique()], "request"),
+        _counted([rows["base_seed"].nunique()], "base model"),
+        _counted(sorted(set(seeds)), "method seed"),
+    ]
     targets = sorted({len(_loads(t, [])) for t in rows["targets"]})
-    each = f"{targets[0]}" if len(targets) == 1 else f"{targets[0]} to {targets[-1]}"
-    return ", ".join(texts) + (f"; {each} targets each" if targets[-1] > 1 else "")
+    return ", ".join(texts) + (f"; {_counted(targets, 'target')} each" if targets[-1] > 1 else "")
+
+
+def _counted(numbers: Sequence[int], word: str) -> str:
+    """How many of something, or from how few to how many, of numbers in order."""
+    fewest, most = numbers[0], numbers[-1]
+    return f"{fewest if fewest == most else f'{fewest} to {most}'} {word}{'s' if most > 1 else ''}"
 
 
 def _setting(first: pd.Series, of_task: pd.DataFrame) -> str:

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
-POOLS: dict[str, Pool] = {"chalk": "dev", "moon": "dev", "blueprint": "tune", "star": "tune"}
+POOLS: dict[str, Pool] = {"chalk": "dev", "moon": "dev", "blueprint": "tune", "plank": "tune"}
 """Of the targets that are not for testing, a style and an object each."""
 SEARCH_STEPS = 8
 """Of sampling for validation, which methods ask for again and again."""

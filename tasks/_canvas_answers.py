@@ -162,28 +162,47 @@ def noise(cell: np.ndarray, seed: np.ndarray) -> np.ndarray:
     return 1000 * cell + seed
 
 
-def ask(pipeline: StableDiffusionPipeline, model: Model, cell: np.ndarray, seed: np.ndarray, *, steps: int) -> Answers:
-    """Draw, and classify: `style`, `object`, `style_log_p`, `object_log_p`, `second_*`, `image`, `features`."""
+def ask(
+    pipeline: StableDiffusionPipeline,
+    model: Model,
+    cell: np.ndarray,
+    seed: np.ndarray,
+    *,
+    steps: int,
+    classifiers: Path | None = None,
+) -> Answers:
+    """Draw, and classify: `style`, `object`, `style_log_p`, `object_log_p`, `second_*`, `image`, `features`.
+
+    Args:
+        pipeline: all that is not edited.
+        model: text encoder and U-Net.
+        cell: (N,) places of prompts in the grid.
+        seed: (N,) of each picture's noise.
+        steps: of sampling.
+        classifiers: folder of those to look with; else the shipped ones.
+    """
     import torch
 
     style, thing = recipe.cells()
     texts = prompts(style[cell], thing[cell])
-    parts = [_classified(torch.zeros(0, 3, SIDE, SIDE))]
+    parts = [_classified(torch.zeros(0, 3, SIDE, SIDE), classifiers)]
     with torch.no_grad():
         drawing = with_model(pipeline, model)
         for image in generate(drawing, texts, seed.tolist(), steps=steps, guidance=GUIDANCE, batch=AT_A_TIME):
-            parts.append(_classified(image))
+            parts.append(_classified(image, classifiers))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _classified(image: torch.Tensor) -> Answers:
+def _classified(image: torch.Tensor, classifiers: Path | None = None) -> Answers:
     import torch
 
-    first, second = (classifier(kind) for kind in recipe.CLASSIFIERS)
+    first, second = (classifier(kind, classifiers) for kind in recipe.CLASSIFIERS)
     shown = image.cpu().clamp(0, 1)
-    before_last = first[:-1](shown * 2 - 1)
+    with torch.no_grad():
+        before_last = first[:-1](shown * 2 - 1)
+        by_kind = (("", first[-1](before_last)), ("second_", second(shown * 2 - 1)))
     found: Answers = {"image": (shown * 255).round().byte().numpy(), "features": before_last.numpy().astype(np.float16)}
-    for prefix, logits in (("", first[-1](before_last)), ("second_", second(shown * 2 - 1))):
+    for prefix, logits in by_kind:
         for domain, columns in zip(DOMAINS, logits.double().split([len(STYLES), len(OBJECTS)], dim=1), strict=True):
             found[f"{prefix}{domain}"] = columns.argmax(1).numpy()
             if not prefix:
@@ -258,6 +277,6 @@ def classifier_file(folder: Path, kind: str) -> Path:
 
 
 @cache
-def classifier(kind: str) -> Any:
-    """A shipped classifier, (N, 3, 16, 16) from -1 to 1 -> (N, 10 + 8) logits."""
-    return load_weights(recipe.new_classifier(kind), classifier_file(assets("canvas"), kind))
+def classifier(kind: str, folder: Path | None = None) -> Any:
+    """A classifier of a folder, or a shipped one, (N, 3, 16, 16) from -1 to 1 -> (N, 10 + 8) logits."""
+    return load_weights(recipe.new_classifier(kind), classifier_file(folder or assets("canvas"), kind))

@@ -142,7 +142,8 @@ def _note(
     folder: Path, name: str, pipeline: Any, model: Model, cell: np.ndarray, seed: np.ndarray, shown: np.ndarray
 ) -> None:
     """Write what a model draws, and how well it denoises those pictures; last, since it says that the model is done."""
-    found = _canvas_answers.ask(pipeline, model, cell, _canvas_answers.noise(cell, seed), steps=_canvas_answers.STEPS)
+    noise, steps = _canvas_answers.noise(cell, seed), _canvas_answers.STEPS
+    found = _canvas_answers.ask(pipeline, model, cell, noise, steps=steps, classifiers=folder)
     style, thing = cells()
     found |= {"cell": cell, "seed": seed, "style_asked": style[cell], "object_asked": thing[cell]}
     for part in _canvas_answers.KNOWN:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 STYLES = ("plain", "dots", "stripes", "neon", "mosaic", "ink", "warm", "night", "chalk", "blueprint")
-OBJECTS = ("ball", "box", "triangle", "ring", "cross", "bars", "moon", "star")
+OBJECTS = ("ball", "box", "triangle", "ring", "cross", "bars", "moon", "plank")
 SIDE, FINE = 16, 4
 """Pixels along a side, and points drawn along a pixel: edges are grey, which tells a ball from a box at this size."""
 NOISE = 0.02
@@ -95,7 +95,7 @@ def _shapes(scene: Scene, thing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ball(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) - size
+    return np.hypot(u, v) - 0.88 * size  # smaller than a box, whose corners are hard to draw at this size
 
 
 def _box(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -125,12 +125,9 @@ def _moon(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.maximum(np.hypot(u, v) - size, 0.85 * size - np.hypot(u - 0.55 * size, v))
 
 
-def _star(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Of five points: one side of them after another, as the angle goes round."""
-    fifth = np.arctan2(u, -v) % (2 * np.pi / 5)
-    bend = np.abs(fifth - np.pi / 5)  # 0 between two points
-    slope = 1.25
-    return np.hypot(u, v) * (np.cos(bend) + slope * (np.pi / 5 - bend)) - size
+def _plank(u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """One bar across."""
+    return np.maximum(np.abs(u) - 1.15 * size, np.abs(v) - 0.4 * size)
 
 
 _OBJECTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -141,7 +138,7 @@ _OBJECTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
     "cross": _cross,
     "bars": _bars,
     "moon": _moon,
-    "star": _star,
+    "plank": _plank,
 }
 """Signed distances to the outline, negative inside, in halves of a side; exact enough to draw a line of even width."""
 
@@ -191,10 +188,10 @@ def _mosaic(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
     points = np.arange(SIDE * FINE)
     tile = points // (4 * FINE)
     joint = (points % (4 * FINE)) < FINE
-    shade = 0.2 * (np.sin(12.9 * tile[:, None] + 78.2 * tile[None] + 40 * scene.phase[:, 0, None, None]) > 0) - 0.1
+    shade = 0.14 * (np.sin(12.9 * tile[:, None] + 78.2 * tile[None] + 40 * scene.phase[:, 0, None, None]) > 0) - 0.07
     picture = _over(_paper(len(inside), (0.72, 0.80, 0.72)), inside, scene.colour) + shade[..., None]
     joints = (joint[:, None] | joint[None])[None, ..., None]
-    return np.where(joints, 0.5 * picture + 0.46, picture)
+    return np.where(joints, 0.7 * picture + 0.28, picture)
 
 
 def _ink(scene: Scene, inside: np.ndarray, edge: np.ndarray) -> np.ndarray:
