@@ -106,6 +106,7 @@ class DeepUnlearning:
             for done, candidate in enumerate(projections(original, unused, grams, alphas_forget)):
                 inputs.put(candidate)
                 best.offer(best.look(allowance), candidate)
+                del candidate  # as large as the model, and so is the next one
                 request.progress(trying, done + 1, pairs)
                 if allowance.evals < 2:
                     break
@@ -233,6 +234,7 @@ def projections(
         removed = {name: _solver(gram, alpha) for name, gram in grams.items()}
         for k in range(min(map(len, through.values()), default=0)):
             yield {name: weights[name] - removed[name](rows[k].double()).to(rows[k].dtype) for name, rows in through.items()}
+        removed.clear()  # factors are as large as the Gram matrices: not those of two alphas at once
 
 
 def _solved(gram: torch.Tensor, alpha: float, rows: torch.Tensor) -> torch.Tensor:
