@@ -2,7 +2,6 @@
 
     python docs/costs.py clip --models ViT-B-32,ViT-L-14,EVA01-g-14 --device cuda --out docs/results/costs-clip.md
     python docs/costs.py sd --device cuda --out docs/results/costs-sd.md
-    python docs/costs.py people --out docs/results/costs-people.md
 
 Weights are random and nothing is downloaded: how long a step takes, and how much memory, does not depend on what the
 weights know. This file is a plug-in with a task for each kind of model and a metric, so that the harness runs every method
@@ -151,7 +150,6 @@ class ClipSized(_Sized):
         names: candidates of the zero-shot classifier.
         kept_forget: validation pictures of the name to be forgotten.
         kept_retain: of the others.
-        utility: pictures that the unlearned model is asked about in the end, which is not part of a method's time.
     """
 
     model: str = "ViT-B-32"
@@ -160,7 +158,6 @@ class ClipSized(_Sized):
     names: PositiveInt = 100
     kept_forget: PositiveInt = 10
     kept_retain: PositiveInt = 500
-    utility: int = 0
 
     preload: ClassVar[tuple[str, ...]] = ("open_clip", "timm")
 
@@ -186,11 +183,6 @@ class ClipSized(_Sized):
 
         names = tuple(map(str, range(self.names)))
         validation = Validation(own(3, self.kept_forget), own(4, self.kept_retain))
-        asked = split(5, torch.arange(self.utility) % self.names) if self.utility else None
-
-        def answer(model: Model, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
-            found = [] if asked is None else answers(model, candidates, asked, self.batch).cpu().numpy()
-            return {"predicted": np.asarray(found)[slice(None) if rows is None else rows]}
 
         return Trial(
             request=Request(
@@ -204,8 +196,8 @@ class ClipSized(_Sized):
                 budget=self._budget(),
                 goal=NEVER_REACHED,
             ),
-            questions={"index": np.arange(self.utility)},
-            answer=answer,
+            questions={},
+            answer=lambda model, rows=None: {},
             original={},
             oracles=(),
             oracle_model=_no_oracle,
@@ -563,9 +555,6 @@ SD_METHODS = (
     "concept_ablation:batch=8",
 )
 """With batches that fit beside pictures of 512 pixels; all else is as by default."""
-PEOPLE = ("slug:physical=16", "salun:batch=8,retain_batch=8", "ga:batch=16", "svd:alpha_retain=100", "ft:batch=16")
-"""To fit into 8 GB: batches that leave room for the weights, the best of them and what optimisers keep; and one of svd's
-five alphas for what is kept, since for each of them it holds the image tower three times."""
 HERE = str(Path(__file__).resolve())
 
 
@@ -580,9 +569,6 @@ def planned(arguments: argparse.Namespace) -> list[Cell]:
     given |= {"batch": arguments.physical} if arguments.physical else {}
     if arguments.command == "sd":
         models, methods, kind = [arguments.model], named or SD_METHODS, "costs_sd"
-    elif arguments.command == "people":
-        sizes = {"forget": 20, "retain": 380, "names": 20, "kept_forget": 5, "kept_retain": 95, "utility": 1000}
-        models, methods, kind, given = [arguments.model], named or PEOPLE, "costs_clip", {**sizes, **given}
     else:
         models, kind = arguments.models.split(","), "costs_clip"
         methods = named or [name for name in everything if name not in TEXT_TO_IMAGE]
@@ -698,7 +684,6 @@ PUBLISHED = {
 TITLES = {
     "clip": "Costs on CLIP models at full size",
     "sd": "Costs on Stable Diffusion 1.5 at full size",
-    "people": "Costs of forgetting one of twenty people on processor cores",
 }
 
 
@@ -734,9 +719,8 @@ def _setup(command: str, params: Mapping[str, Any], threads: int) -> str:
     else:
         seen += f"; validation has {params['kept_forget']} and {params['kept_retain']} pictures, of {params['names']} names"
     steps = "as many steps as each method has by default" if params["steps"] is None else f"at most {params['steps']} steps"
-    asked = f"; {params['utility']:,} pictures of a utility task at the end" if params.get("utility") else ""
     return (
-        f"{seen}{asked}; {steps}, as nothing counts as forgotten; {params['batch']} pictures at a time where the method has "
+        f"{seen}; {steps}, as nothing counts as forgotten; {params['batch']} pictures at a time where the method has "
         f"no batch of its own; float32, precision `{params['precision']}`, deterministic kernels, {threads} threads."
     )
 
@@ -766,8 +750,6 @@ def table_of(frame: pd.DataFrame, command: str) -> pd.DataFrame:
             "reserved GB": _gigabytes(frame["peak_device_reserved_bytes"]),
         }
     shown |= {"peak RSS GB": _gigabytes(frame["peak_rss_bytes"]), "weights GB": _gigabytes(frame["weights_bytes"])}
-    if command == "people":  # what is asked of the model in the end included
-        shown["peak of the process GB"] = _gigabytes(frame["peak_process_bytes"])
     shown |= {"read": _counts(frame["n_forget_read"] + frame["n_retain_read"]), "evaluations": _counts(frame["n_evals"])}
     if command == "sd":
         known = [PUBLISHED.get(method.split(":")[0], (None, None, "")) for method in frame["method"]]
@@ -792,23 +774,15 @@ def _counts(column: pd.Series) -> list[str]:
     return ["" if pd.isna(value) else f"{value:,.0f}" for value in column]
 
 
-def broken(frame: pd.DataFrame, limit: float) -> str:
-    """What keeps the task of people from being within its means; empty where nothing does."""
-    unfinished = [f"{line.method} is {line.status}" for line in frame.itertuples() if line.status != "ok"]
-    peak = frame[["peak_rss_bytes", "peak_process_bytes"]].max(axis=1) / 1e9
-    too_much = [f"{method} took {used:.2f} GB" for method, used in zip(frame["method"], peak, strict=True) if used > limit]
-    return "; ".join([*unfinished, *too_much])
-
-
 # ---------------------------------------------------------------- the commands
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the three commands."""
+    """Of the two commands."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = made.add_subparsers(dest="command", required=True)
     for name, title in TITLES.items():
-        command, people = commands.add_parser(name, help=title), name == "people"
+        command = commands.add_parser(name, help=title)
         if name == "clip":
             command.add_argument("--models", default="ViT-B-32,ViT-L-14,EVA01-g-14", help="of open_clip, or JSON files")
         else:
@@ -817,18 +791,18 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
         command.add_argument("--methods", default="", help="as of `slugbench run`")
         command.add_argument("--physical", type=int, help="pictures that run at a time, in `slug`, validation and the count")
-        command.add_argument("--steps", type=int, default=10 if people else None, help="optimiser steps at most")
+        command.add_argument("--steps", type=int, help="optimiser steps at most")
         command.add_argument("--precision", choices=("highest", "high"), default="highest", help="high: with TF32")
-        command.add_argument("--threads", type=int, default=2 if people else 1)
+        command.add_argument("--threads", type=int, default=1)
         command.add_argument("--timeout", type=float, default=6 * 3600, help="seconds a method may take")
-        command.add_argument("--memory", type=float, default=8 if people else 100, help="GB of main memory it may take")
+        command.add_argument("--memory", type=float, default=100, help="GB of main memory it may take")
         command.add_argument("--plugin", action="append", default=[], help="a file with a method of your own")
         command.add_argument("--set", default="", help="key=value,... further parameters of the task")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what is missing and write the document; of `people`, exit with 1 if it took more than it may."""
+    """Measure what is missing and write the document."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser().parse_args(argv)
     arguments.made_by = shlex.join(["python", "docs/costs.py", *map(shared_form, argv)])
@@ -837,8 +811,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UsageError as error:
         sys.exit(str(error))
     arguments.out.write_text(document(arguments, frame), encoding="utf-8")
-    if arguments.command == "people" and (fault := broken(frame, arguments.memory)):
-        sys.exit(fault)
 
 
 if __name__ == "__main__":
