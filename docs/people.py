@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from slugbench.bench.cli import main as slugbench
-from slugbench.bench.frame import merge, read_run
+from slugbench.bench.frame import read_run
 from slugbench.bench.provenance import shared_form
+from slugbench.bench.store import records
 from slugbench.reports.markdown import table
 from slugbench.tasks.celeba import FREQUENT, IMAGES, NAMES, PAPER
 from slugbench.tasks.imagenet import wnids
@@ -113,8 +114,8 @@ def _ridge(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- the run
 
 
-def ran(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[Mapping[str, Any]]]:
-    """Table and record of the run, which goes on where it was stopped."""
+def ran(arguments: argparse.Namespace) -> Path:
+    """The folder of the run, which goes on where it was stopped."""
     work: Path = arguments.work
     data, objects, weights = work / "celeba", work / "imagenet", work / "weights.pt"
     if not (data / NAMES).is_file():
@@ -131,23 +132,24 @@ def ran(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[Mapping[str, 
     )
     plugins = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
     slugbench(["run", str(suite), "--out", str(work / "run"), *plugins])
-    return merge([read_run(work / "run")])
+    return work / "run"
 
 
 # ---------------------------------------------------------------- the document
 
 
-def document(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], made_by: str) -> str:
-    """The file's text."""
+def document(run: Path, made_by: str) -> str:
+    """The file's text, of a finished run."""
+    frame, made = read_run(run)
     parts = [
         "# The task `celeba` at full size on processor cores",
         f"Made by `{made_by}`. {len(PEOPLE)} people of {OF_EACH} pictures each in CelebA's layout, {CLASSES * OF_A_CLASS:,} "
         "in ImageNet's, a model of real size with random weights and a fitted image projection, and then `slugbench run`. "
         "What methods leave and keep of it says nothing about them; that all of it runs, and what it takes, does.",
-        "\n".join(f"- {machine}" for machine in sorted({_machine(known) for known in runs[0]["provenance"].values()})),
-        table(table_of(frame), numbers_from=2),
-        f"Seconds as the harness's meter has them, and the most that the cell's process held while the method ran. All "
-        f"processes of a cell together were stopped at {LIMIT:.0f} GB: none that is `ok` reached it, evaluation included.",
+        "\n".join(f"- {machine}" for machine in sorted({_machine(known) for known in made["provenance"].values()})),
+        table(table_of(frame, records(run)), numbers_from=2),
+        "Seconds and the peak as the harness's meter has them of the method alone; then of the whole cell, evaluation "
+        f"included, all that its processes held, for which {LIMIT:.0f} GB was the limit.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -163,17 +165,20 @@ SHOWN = {
     **{name: (f"{name} s", 1.0, 1) for name in ("t_prepare", "t_search", "t_apply", "t_total")},
     "n_evals": ("evaluations", 1.0, 0),
     "peak_rss_bytes": ("peak GB", 1e9, 2),
+    "wall": ("whole cell s", 1.0, 0),
+    "peak": ("all in it GB", 1e9, 2),
 }
-"""The table's columns: metric -> heading, unit, digits."""
+"""The table's columns: metric, or fact of the cell -> heading, unit, digits."""
 
 
-def table_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """A line a method."""
+def table_of(frame: pd.DataFrame, kept: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A line a method; `kept` are the cells' records by name."""
     lines = []
-    for _, rows in frame.groupby("cell", sort=False):
-        values, first = rows.set_index("metric")["value"], rows.iloc[0]
-        outcome = first["status"] if pd.isna(first["error"]) else f"{first['status']}: {first['error'][:160]}"
-        line = {"method": first["method"], "outcome": outcome}
+    for cell, rows in frame.groupby("cell", sort=False):
+        values, record = rows.set_index("metric")["value"], kept[str(cell)]
+        outcome = record["status"] if record["error"] is None else f"{record['status']}: {record['error'][:160]}"
+        values["wall"], values["peak"] = record["wall_seconds"], record["peak_pss_bytes"]
+        line = {"method": record["facts"]["method"], "outcome": outcome}
         for name, (heading, unit, digits) in SHOWN.items():
             value = values.get(name)
             line[heading] = "" if value is None or pd.isna(value) else f"{value / unit:,.{digits}f}"
@@ -195,10 +200,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeout", type=float, default=6 * 3600, help="seconds a cell may take")
     parser.add_argument("--plugin", action="append", default=[], help="a file that adds an architecture to open_clip")
     arguments = parser.parse_args(argv)
-    frame, runs = ran(arguments)
+    run = ran(arguments)
     made_by = shlex.join(["python", "docs/people.py", *map(shared_form, argv)])
-    arguments.out.write_text(document(frame, runs, made_by), encoding="utf-8")
-    if unfinished := sorted(set(frame.loc[frame["status"] != "ok", "method"])):
+    arguments.out.write_text(document(run, made_by), encoding="utf-8")
+    if unfinished := [name for name, record in records(run).items() if record["status"] != "ok"]:
         sys.exit(f"not finished: {', '.join(unfinished)}")
 
 
