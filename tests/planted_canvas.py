@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from slugbench.bench import Cost, Outcome, TensorSplit, Trial, Validation
 from slugbench.tasks import _canvas_answers, _canvas_recipe
 from slugbench.tasks._canvas import bare_names
-from slugbench.tasks._canvas_answers import DOMAINS, Drawn, Target, answers, drawn_at, grid, shows
+from slugbench.tasks._canvas_answers import DOMAINS, Target, answers, drawing, drawn_at, grid, shows
 from slugbench.tasks._canvas_model import new_clip, new_pipeline, new_scheduler
 from slugbench.tasks._canvas_scenes import OBJECTS
 from slugbench.tasks._diffusion import editable
@@ -128,7 +128,7 @@ def neon_trial(*, denoised: bool = False) -> Trial:
         original_model=knowing,
         classes=DOMAINS,
         pictures=drawn_at,
-        drawing=Drawn(bare_names(), made, target),
+        drawing=drawing(bare_names(), made, target),
     )
 
 
