@@ -187,8 +187,8 @@ def ask(
     texts = prompts(style[cell], thing[cell])
     parts = [_classified(torch.zeros(0, 3, SIDE, SIDE), classifiers)]
     with torch.no_grad():
-        drawing = with_model(pipeline, model)
-        for image in generate(drawing, texts, seed.tolist(), steps=steps, guidance=GUIDANCE, batch=AT_A_TIME):
+        edited = with_model(pipeline, model)
+        for image in generate(edited, texts, seed.tolist(), steps=steps, guidance=GUIDANCE, batch=AT_A_TIME):
             parts.append(_classified(image, classifiers))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -139,7 +139,7 @@ def outcome(trial, model) -> Outcome:
 def sees_what_is_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the place of classifiers: a picture is of the style and object of the nearest of those held."""
 
-    def classified(image):
+    def classified(image, classifiers=None):
         shown = image.clamp(0, 1)
         distance = torch.cdist((shown * 2 - 1).flatten(1), held().flatten(1)).double().view(-1, 10, 8)
         log_p = {"style": (-distance.amin(2)).log_softmax(1), "object": (-distance.amin(1)).log_softmax(1)}
