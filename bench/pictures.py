@@ -37,16 +37,18 @@ class Pictures(NamedTuple):
 
 
 def columns(trial: Trial, answers: Answers) -> dict[str, np.ndarray]:
-    """What to keep of a model's pictures; nothing where a trial has none."""
+    """What to keep of a model's pictures; nothing where a trial has none, or has them no longer."""
     if trial.pictures is None:
         return {}
     chosen = choose(trial)
     rows = np.array([row for _, row in chosen], dtype=int)
-    images = [reduced(image) for image in trial.pictures(answers, rows)]
+    images = trial.pictures(answers, rows)
+    if images is None:
+        return {}
     q = trial.questions
     prompts = [" ".join(names[q[domain][row]] for domain, names in trial.classes.items()) for row in rows]
     return {
-        "picture.image": np.stack(images),
+        "picture.image": np.stack([reduced(image) for image in images]),
         "picture.kind": np.array([kind for kind, _ in chosen]),
         "picture.prompt": np.array([prompt.replace("_", " ") for prompt in prompts]),
         "picture.seed": q["seed"][rows],

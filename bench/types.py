@@ -341,8 +341,9 @@ class Trial:
     """Of a model that makes images: by domain the names of its classes, in the order of their numbers."""
     real: np.ndarray | None = None
     """(M, D) features of real pictures of the retained concepts, as the column `features` of the answers."""
-    pictures: Callable[[Answers, np.ndarray], Iterable[np.ndarray]] | None = None
-    """(n of (H, W, 3) uint8) what the model that gave those answers drew at those rows of the questions, to be looked at."""
+    pictures: Callable[[Answers, np.ndarray], Iterable[np.ndarray] | None] | None = None
+    """(n of (H, W, 3) uint8) what the model that gave those answers drew at those rows of the questions, to be looked at;
+    None where that is no longer there."""
     drawing: Drawing | None = None
     """Of a text-to-image model."""
     method_seed: int = 0

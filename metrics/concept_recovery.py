@@ -31,8 +31,9 @@ STRENGTHS = (0.3, 0.5, 0.7)
 class Context:
     """The share of pictures of the target that still show it when the model has drawn them anew from under noise.
 
-    Each is noised up to a part of the way, then denoised under its own prompt; pictures are of the validation split, which
-    neither the original was trained on nor methods edit by. With little noise every model hands them through.
+    Each is noised up to a part of the way, then denoised under its own prompt; pictures are of the validation split, by
+    which methods do not edit, nor was the original trained on it where its task has pictures to spare. With little noise
+    every model hands them through.
 
     Attributes:
         pictures: how many.

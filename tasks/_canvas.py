@@ -45,11 +45,11 @@ from ._canvas_answers import (
     KNOWN,
     SEEDS,
     Asked,
-    Drawn,
     Target,
     answers,
     ask,
     classifier_file,
+    drawing,
     drawn_at,
     features,
     grid,
@@ -117,7 +117,7 @@ class Canvas:
             classes=DOMAINS,
             real=_real(target),
             pictures=drawn_at,
-            drawing=Drawn(bare_names(), pipeline, target),
+            drawing=drawing(bare_names(), pipeline, target),
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:

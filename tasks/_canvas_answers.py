@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from slugbench.bench import Answers, Batch, Model
+from slugbench.bench import Answers, Model
 from slugbench.bench.entropies import entropies
 
 from . import _canvas_recipe as recipe
 from ._canvas_model import prompts
 from ._canvas_scenes import OBJECTS, SIDE, STYLES
-from ._diffusion import Names, denoising_error, generate, redraw, with_model
+from ._diffusion import Drawn, denoising_error, generate, with_model
 from ._shipped import assets, load_weights
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ def ask(
     texts = prompts(style[cell], thing[cell])
     parts = [_classified(torch.zeros(0, 3, SIDE, SIDE), classifiers)]
     with torch.no_grad():
-        drawing = with_model(pipeline, model)
-        for image in generate(drawing, texts, seed.tolist(), steps=steps, guidance=GUIDANCE, batch=AT_A_TIME):
+        edited = with_model(pipeline, model)
+        for image in generate(edited, texts, seed.tolist(), steps=steps, guidance=GUIDANCE, batch=AT_A_TIME):
             parts.append(_classified(image, classifiers))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -215,29 +215,9 @@ def drawn_at(found: Answers, rows: np.ndarray) -> np.ndarray:
     return found["image"][rows].transpose(0, 2, 3, 1).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Drawn(Names):
-    """`bench.types.Drawing` of the task: names as `_diffusion` has them, pictures seen by the classifier."""
-
-    pipeline: Any
-    target: Target
-
-    def redraw(self, model: Model, batch: Batch, *, strength: float, seed: int) -> np.ndarray:
-        """(B,) class seen, in the target's domain, in what the model makes of noised pictures under their prompts."""
-        import torch
-
-        seeds = [REDRAWN + 1000 * seed + place for place in range(len(batch["image"]))]
-        how: Any = {"steps": REDRAW_STEPS, "guidance": GUIDANCE, "strength": strength}
-        with torch.no_grad():
-            image = redraw(with_model(self.pipeline, model), batch["image"], batch["text"], seeds, **how)
-            found: np.ndarray = _classified(image)[self.target.domain]
-        return found
-
-
-REDRAW_STEPS = 20
-"""Of sampling from noise alone, of which parts in tenths are whole numbers."""
-REDRAWN = 2 * 10**6
-"""Seeds of noise put over pictures start here: no question has them, nor validation."""
+def drawing(named: Mapping[str, torch.Tensor], pipeline: StableDiffusionPipeline, target: Target) -> Drawn:
+    """`bench.types.Drawing` of the task, given the tokens of all bare names: pictures are seen by the first classifier."""
+    return Drawn(named, pipeline, lambda image: _classified(image)[target.domain], GUIDANCE, AT_A_TIME)
 
 
 def features(image: torch.Tensor) -> np.ndarray:

@@ -235,6 +235,38 @@ class Names:
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Drawn(Names):
+    """`bench.types.Drawing` of a pipeline whose pictures a frozen classifier looks at."""
+
+    pipeline: Any
+    """All that is not edited."""
+    seen: Callable[[torch.Tensor], np.ndarray]
+    """(B,) class seen, in the targets' domain, in pictures (B, 3, H, W) from 0 to 1."""
+    guidance: float
+    at_a_time: int
+    """Pictures that are drawn together."""
+
+    def redraw(self, model: Model, batch: Batch, *, strength: float, seed: int) -> np.ndarray:
+        """(B,) class seen in what the model makes of noised pictures under their prompts; they keep their size."""
+        import torch
+
+        edited, found = with_model(self.pipeline, model), []
+        how: Any = {"steps": REDRAW_STEPS, "guidance": self.guidance, "strength": strength}
+        parts = (torch.arange(len(batch["image"])), batch["image"], batch["text"])
+        with torch.no_grad():
+            for places, image, text in zip(*(part.split(self.at_a_time) for part in parts), strict=True):
+                seeds = (REDRAWN + 1000 * seed + places).tolist()
+                found.append(self.seen(redraw(edited, image, text, seeds, **how)))
+        return np.concatenate(found)
+
+
+REDRAW_STEPS = 20
+"""Of sampling from noise alone, of which parts in tenths are whole numbers."""
+REDRAWN = 2 * 10**6
+"""Seeds of noise put over pictures start here: no question has them, nor validation."""
+
+
 def _embedding(model: Model) -> Any:
     encoder: Any = model.get_submodule("text")
     return encoder.get_input_embeddings()

@@ -7,23 +7,25 @@ which it is. A drawing that is there is not made again.
 from __future__ import annotations
 
 import hashlib
+import shutil
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from slugbench.bench import MissingDependency, Model, UsageError, file_digest, gathered
+from slugbench.bench import Answers, MissingDependency, Model, UsageError, file_digest, gathered
+from slugbench.bench.artifacts import GATHERED, cache_dir
 
 from ._canvas_model import tokens
 from ._diffusion import Contrast, Denoising, generate, read_pipeline, with_model
-from ._image_folders import content_digest
+from ._image_folders import content_digest, opened
 from ._training import write_whole
 from ._unlearncanvas import (
     DOMAINS,
@@ -144,9 +146,13 @@ def objective(pipeline: StableDiffusionPipeline, target: str, names: Sequence[st
     kept = torch.tensor([DOMAINS[domain].index(name) for name in names if name in DOMAINS[domain] and name != target])
     candidates = _candidates(training_tokens(pipeline.tokenizer), domain)
     contrast: Any = NO_CLIP if clip is None else contrast_of(clip, candidates, kept)
-    bare = tokens(pipeline.tokenizer, [_in_words(name) for name in names])
-    named, nothing = dict(zip(names, bare, strict=True)), tokens(pipeline.tokenizer, [""])
+    named, nothing = bare_names(pipeline.tokenizer, names), tokens(pipeline.tokenizer, [""])
     return Denoising(pipeline.vae, pipeline.scheduler, nothing, candidates, kept, {target: number}, named, contrast)
+
+
+def bare_names(tokenizer: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """(T,) tokens of each style's and object's name alone, as training prompts write it."""
+    return dict(zip(names, tokens(tokenizer, [_in_words(name) for name in names]), strict=True))
 
 
 def _candidates(tokens_CT: torch.Tensor, domain: str) -> torch.Tensor:
@@ -244,51 +250,76 @@ class Studio:
     """By the device on which they are to run."""
 
     def seen(self, model: Model, drawings: Sequence[Drawing]) -> dict[str, np.ndarray]:
-        """What the classifiers say of a model's drawings, one row each, as of `Classifiers`; drawings are kept."""
+        """What the classifiers say of a model's drawings, one row each, as of `Classifiers`; drawings are kept, and
+        `drawing` (N,) str says where, for `opened_at`."""
         with self._kept(model) as folder:
             self.draw(model, drawings, folder)
             paths = tuple(folder / file_name(*each) for each in drawings)
             images = AnswerSet(paths, tuple(file_digest(path) for path in paths))
-            return classify(images, self.judges(_device(model)), cache=folder)
+            said = classify(images, self.judges(_device(model)), cache=folder)
+        return said | {"drawing": np.array([f"{folder.name}/{path.name}" for path in paths])}
 
     def glimpsed(self, model: Model, drawings: Sequence[Drawing], steps: int) -> dict[str, np.ndarray]:
         """The same in fewer steps; nothing is kept."""
+        sampling = self.sampling._replace(steps=min(steps, self.sampling.steps))
+        found = [self.told(batch) for batch in self._drawn(model, drawings, sampling)]
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def told(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        """The same of pictures (B, 3, H, W) from 0 to 1, which need not be drawn by a prompt."""
         import torch
 
-        found, judge = [], self.judges(_device(model))
-        images = self._images(model, drawings, self.sampling._replace(steps=min(steps, self.sampling.steps)))
-        while some := list(islice(images, AT_A_TIME)):
-            found.append(judge(torch.stack([shown(image) for image in some])))
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        return self.judges(images.device.type)(torch.stack([shown(image) for image in _as_saved(images)]))
 
     def draw(self, model: Model, drawings: Sequence[Drawing], folder: Path) -> None:
         """Have all these drawings in a folder, each file whole, named as in an answer set."""
         left = [each for each in drawings if not (folder / file_name(*each)).is_file()]
         if not left:
             return
-        for each, image in zip(left, self._images(model, left, self.sampling), strict=True):
+        images = (image for batch in self._drawn(model, left, self.sampling) for image in _as_saved(batch))
+        for each, image in zip(left, images, strict=True):
             write_whole(partial(image.save, format="JPEG"), folder / file_name(*each))
 
-    def _images(self, model: Model, drawings: Sequence[Drawing], sampling: Sampling) -> Iterator[Image.Image]:
-        from PIL import Image
-
+    def _drawn(self, model: Model, drawings: Sequence[Drawing], sampling: Sampling) -> Iterator[torch.Tensor]:
         texts, seeds = [prompt(each.style, each.object_) for each in drawings], [each.seed for each in drawings]
-        for batch in generate(with_model(self.pipeline, model), texts, seeds, **sampling._asdict(), batch=AT_A_TIME):
-            for pixels in (batch.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-                yield Image.fromarray(pixels)
+        return generate(with_model(self.pipeline, model), texts, seeds, **sampling._asdict(), batch=AT_A_TIME)
 
     @contextmanager
     def _kept(self, model: Model) -> Iterator[Path]:
-        """The folder of a model's drawings: the same for equal weights, whoever made them."""
+        """The folder of a model's drawings: the same for equal weights, whoever made them.
+
+        What a hook does is in no weight, so the drawings of a model that has one are nobody else's: they go with it.
+        """
         import diffusers
 
         if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-            with TemporaryDirectory() as folder:  # what a hook does is in no weight, so these are nobody else's
-                yield Path(folder)
+            own = Path(mkdtemp(GATHERED, f"{KEPT}-", cache_dir()))  # named so that what a kill leaves can be collected
+            weakref.finalize(model, shutil.rmtree, own, ignore_errors=True)
+            yield own
             return
         key = {"weights": weights_digest(model), "checkpoint": self.checkpoint, "diffusers": diffusers.__version__}
-        with gathered("unlearncanvas-drawings", key | self.sampling._asdict()) as folder:
+        with gathered(KEPT, key | self.sampling._asdict()) as folder:
             yield folder
+
+
+KEPT = "unlearncanvas-drawings"
+
+
+def opened_at(answers: Answers, rows: np.ndarray) -> list[np.ndarray] | None:
+    """(n of (H, W, 3) uint8) the drawings themselves at those rows of a model's answers, as they are kept; None where some
+    are no longer, since the cache was emptied or the model that they go with is gone."""
+    paths = [cache_dir() / name for name in answers["drawing"][rows].tolist()]
+    try:
+        return [np.asarray(opened(path).convert("RGB")) for path in paths]
+    except FileNotFoundError:
+        return None
+
+
+def _as_saved(images: torch.Tensor) -> Iterator[Image.Image]:
+    from PIL import Image
+
+    for pixels in (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        yield Image.fromarray(pixels)
 
 
 def weights_digest(model: Model) -> str:

@@ -1,9 +1,10 @@
 """Forgetting a style or an object that a text-to-image model draws, by the protocol of UnlearnCanvas.
 
 The model is Stable Diffusion 1.5 fine-tuned on the benchmark's pictures, as released; data and weights stay with the user.
-Nobody retrained it without a style or an object, so there are no oracles. An unlearned model draws the answer set, 51 styles
-x 20 objects x 5 seeds, and two released classifiers look at it; images made elsewhere are scored as well (`slugbench score
-unlearncanvas`).
+Nobody retrained it without a style or an object, so there are no oracles. The release's list for training it with diffusers
+has every picture, numbers 1 to 20: none is left that no model saw, so there are no questions about membership. An unlearned
+model draws the answer set, 51 styles x 20 objects x 5 seeds, and two released classifiers look at it; images made elsewhere
+are scored as well (`slugbench score unlearncanvas`).
 
 Each drawing has a generator of its own, seeded with the seed in its name: a seed's noise is the same for all prompts and
 models, as in the release's sampling of UCE and SPM; its other scripts seed once a run, which nobody can repeat in part. The
@@ -50,13 +51,14 @@ from . import _unlearncanvas as canvas
 from . import _unlearncanvas_model as drawn
 from . import _unlearncanvas_pictures as pictures
 from ._classification import fastest_device
-from ._diffusion import drawn_scores, editable
+from ._diffusion import Drawn, drawn_scores, editable
 from ._gates import at_least
 from ._image_folders import Gallery, PictureSplit
 from ._open_clip import no_oracle
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from diffusers import StableDiffusionPipeline
 
 DEV = ("Bricks", "Birds")
@@ -339,14 +341,25 @@ class Setting:
             original_model=lambda: editable(self.again()),
             classes=canvas.DOMAINS,
             real=real.said["features"][pictures.concept(real.cell, self.domain) != self.number],
+            pictures=drawn.opened_at,
+            drawing=self._drawing(),
         )
 
     def answer(self, model: Model, rows: np.ndarray | None = None) -> Answers:
-        """What a model draws at those questions, as `Trial` has it, and `features` (N, D) of both classifiers."""
+        """What a model draws at those questions, as `Trial` has it; `features` (N, D) of both classifiers; and
+        `drawing` (N,), the files' names."""
         asked = {name: column if rows is None else column[rows] for name, column in self.questions.items()}
         place = zip(asked["style"], asked["object"], asked["seed"].tolist(), strict=True)
         drawings = [drawn.Drawing(canvas.STYLES[style], canvas.OBJECTS[object_], seed) for style, object_, seed in place]
         return canvas.answers(self.studio.seen(model, drawings), asked, self.domain)
+
+    def _drawing(self) -> Drawn:
+        named = drawn.bare_names(self.studio.pipeline.tokenizer, (*canvas.STYLES, *canvas.OBJECTS))
+        return Drawn(named, self.studio.pipeline, self._seen, self.studio.sampling.guidance, drawn.AT_A_TIME)
+
+    def _seen(self, images: torch.Tensor) -> np.ndarray:
+        """(B,) class of the target's domain that is seen in pictures from 0 to 1."""
+        return self.studio.told(images)[self.domain].argmax(1)
 
     def originals(self) -> Answers:
         """The original's answers; drawn once, on what is fastest, for all requests."""

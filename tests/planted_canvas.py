@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from slugbench.bench import Cost, Outcome, TensorSplit, Trial, Validation
 from slugbench.tasks import _canvas_answers, _canvas_recipe
 from slugbench.tasks._canvas import bare_names
-from slugbench.tasks._canvas_answers import DOMAINS, Drawn, Target, answers, drawn_at, grid, shows
+from slugbench.tasks._canvas_answers import DOMAINS, Target, answers, drawing, drawn_at, grid, shows
 from slugbench.tasks._canvas_model import new_clip, new_pipeline, new_scheduler
 from slugbench.tasks._canvas_scenes import OBJECTS
 from slugbench.tasks._diffusion import editable
@@ -128,7 +128,7 @@ def neon_trial(*, denoised: bool = False) -> Trial:
         original_model=knowing,
         classes=DOMAINS,
         pictures=drawn_at,
-        drawing=Drawn(bare_names(), made, target),
+        drawing=drawing(bare_names(), made, target),
     )
 
 
@@ -139,7 +139,7 @@ def outcome(trial, model) -> Outcome:
 def sees_what_is_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the place of classifiers: a picture is of the style and object of the nearest of those held."""
 
-    def classified(image):
+    def classified(image, classifiers=None):
         shown = image.clamp(0, 1)
         distance = torch.cdist((shown * 2 - 1).flatten(1), held().flatten(1)).double().view(-1, 10, 8)
         log_p = {"style": (-distance.amin(2)).log_softmax(1), "object": (-distance.amin(1)).log_softmax(1)}

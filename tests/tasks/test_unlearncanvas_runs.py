@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from slugbench.bench import MissingDependency, TextToImage, UsageError, cell
 from slugbench.bench.artifacts import artifacts, collect_garbage
+from slugbench.bench.pictures import choose, columns, read
 from slugbench.tasks import _unlearncanvas as canvas
 from slugbench.tasks import _unlearncanvas_model as drawn
 from slugbench.tasks import _unlearncanvas_pictures as pictures
@@ -261,6 +262,84 @@ def test_validation_asks_with_other_seeds_for_the_target_and_for_the_rest(task, 
     assert math.isnan(setting.validate(None, retain=False).retain)
 
 
+# ---------------------------------------------------------------- drawings to be looked at, and attacks
+
+
+def test_pictures_of_rows_are_the_kept_drawings(task, cache):
+    from PIL import Image
+
+    trial, rows = task.build("Bricks", 0), np.array([7, 0, 11])
+    for row, found in zip(rows, trial.pictures(trial.original, rows), strict=True):
+        (kept,) = cache.glob(f"*drawings*.files/{canvas.file_names(task._grid)[row]}")
+        assert np.array_equal(found, np.asarray(Image.open(kept)))
+    some = trial.answer(trial.request.model, rows)
+    assert np.array_equal(trial.pictures(some, np.array([1])), trial.pictures(trial.original, rows[1:2]))
+
+
+def test_of_drawings_that_the_cache_lost_no_pictures_are_kept_until_they_are_drawn_again(task, cache):
+    trial = task.build("Bricks", 0)
+    before = columns(trial, trial.original)
+    assert len(before["picture.image"]) == len(choose(trial)) == 6
+    collect_garbage(0)
+    assert trial.pictures(trial.original, np.array([0])) is None and columns(trial, trial.original) == {}
+    again = columns(trial, trial.answer(trial.request.model))
+    assert np.array_equal(again["picture.image"], before["picture.image"])
+
+
+def test_drawings_of_a_hooked_model_are_there_as_long_as_it_is(task, cache):
+    trial = task.build("Bricks", 0)
+    masked = trial.request.objective.masked(trial.request.model, ("Bricks",))
+    answers, originals = trial.answer(masked), columns(trial, trial.original)
+    shown, target = columns(trial, answers), originals["picture.kind"] == "target"
+    same = (shown["picture.image"] == originals["picture.image"]).all((1, 2, 3))
+    assert not same[target].any() and same[~target].all()  # another prompt, or the same prompt and noise
+    del masked
+    assert columns(trial, answers) == {} and len(list(cache.glob("*drawings*.files"))) == 1
+
+
+def test_pictures_are_drawn_anew_alike_in_batches_of_any_size_and_seen_as_if_they_were_saved(task, tmp_path):
+    """Floats are added up in another order, 1e-5 of a pixel from 0 to 1."""
+    import torch
+    from torchvision.utils import save_image
+
+    trial, found = task.build("Birds", 0), []
+    (batch,) = trial.request.validation.retain.batches(100)
+    said = trial.drawing.redraw(trial.request.model, batch, strength=0.5, seed=0)
+
+    def seen(images):
+        found.append(images)
+        return np.zeros(len(images))
+
+    for size in (1, 3, 8):
+        replace(trial.drawing, seen=seen, at_a_time=size).redraw(trial.request.model, batch, strength=0.5, seed=0)
+    by_size = torch.cat(found).view(3, *batch["image"].shape)
+    assert len(torch.unique(by_size[0].flatten(1), dim=0)) == len(batch["image"]) == N_STYLES * (N_OBJECTS - 1)
+    torch.testing.assert_close(by_size[1:], by_size[:1].expand(2, -1, -1, -1, -1), atol=1e-5, rtol=0)
+    for row, image in enumerate(by_size[2]):
+        save_image(image, tmp_path / f"{row}.png")
+    saved = torch.stack([canvas.pixels(tmp_path / f"{row}.png") for row in range(len(said))])
+    assert np.array_equal(task._classifiers(None, "cpu")(saved)["object"].argmax(1), said)
+
+
+def test_a_vector_a_word_stands_in_the_place_of_a_name_of_two(task):
+    """As if the embeddings of both words had been overwritten, and in no other prompt."""
+    import torch
+
+    trial = task.build("Artist_Sketch", 0)
+    drawing, model = trial.drawing, trial.request.model
+    words, encoder = drawing.pipeline.tokenizer, model.get_submodule("text")
+    texts = words([canvas.prompt(style, "Dogs") for style in STYLES], padding="max_length", return_tensors="pt").input_ids
+    vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = encoder(texts)[0]
+        with drawing.instead(model, "Artist_Sketch", vectors):
+            read = encoder(texts)[0]
+        encoder.get_input_embeddings().weight[words("Artist Sketch").input_ids[1:-1]] = vectors
+        torch.testing.assert_close(read[1], encoder(texts)[0][1])
+    assert not torch.equal(read[1], plain[1]) and torch.equal(read[[0, 2, 3]], plain[[0, 2, 3]])
+    assert {name: len(drawing.vectors(model, name)) for name in ("Van_Gogh", "Sea")} == {"Van_Gogh": 2, "Sea": 1}
+
+
 # ---------------------------------------------------------------- wrong cases
 
 
@@ -410,12 +489,13 @@ def registry():
         yield load(kinds=("method", "task", "metric"))
 
 
-def run(task_params, method, scratch, monkeypatch, request_id="Bricks", **params):
+MEASURED = {"canvas_accuracy": {}, "image_quality": {}}
+
+
+def run(task_params, method, scratch, monkeypatch, request_id="Bricks", judged=MEASURED, **params):
     """A cell, in this process: its classifiers are small ones."""
     monkeypatch.setattr(cell, "_prepare_process", lambda job: None)
-    metrics = [
-        SimpleNamespace(spec=name, name=name, params={}, key="k").__dict__ for name in ("canvas_accuracy", "image_quality")
-    ]
+    metrics = [{"spec": name, "name": name, "params": given, "key": "k"} for name, given in judged.items()]
     scratch.mkdir()
     cell.measure(
         {
@@ -439,8 +519,20 @@ def test_a_method_runs_and_metrics_give_rows(registry, canvas_release, tmp_path,
     assert all(0 <= rows[name]["value"] <= 1 for name in ("ua", "ira", "cra_on", "cra_off", "cra"))
     assert rows["ua"]["n_images"] == N_OBJECTS and rows["ira"]["n_images"] == CELLS - N_OBJECTS
     assert rows["ua_norm"]["value"] is None and "oracle" in rows["ua_norm"]["note"]
+    shown = read(tmp_path / "cell" / "arrays.npz")
+    assert shown.image.shape == (6, 16, 16, 3) and shown.prompt[0] == "Bricks Architectures" and set(shown.seed) == {SEED}
     if method == "original":
         assert rows["ua"]["value"] == result["cost"]["bytes_delta"] == 0 and abs(rows["feature_shift"]["value"]) < 1e-12
+
+
+def test_attacks_give_rows(registry, canvas_release, tmp_path, monkeypatch):
+    attacks = {"context": {"pictures": 2}, "inversion": {"steps": 2, "draws": 1}}
+    result = run({"data": str(canvas_release), **PARAMS}, "uce", tmp_path / "cell", monkeypatch, judged=attacks, tries=2)
+    assert (result["status"], result["error"]) == ("ok", None)
+    rows = {row["metric"]: row for rows in result["values"].values() for row in rows}
+    images = {"context@0.3": 2, "context@0.5": 2, "context@0.7": 2, "inversion": N_OBJECTS}
+    assert {name: row["n_images"] for name, row in rows.items()} == images
+    assert all(0 <= row["value"] <= 1 and row["chance"] == 1 / len(canvas.STYLES) for row in rows.values())
 
 
 def test_the_oracle_control_is_skipped_with_a_sentence(registry, canvas_release, tmp_path, monkeypatch):
