@@ -6,19 +6,23 @@ the tasks themselves and never written here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import UsageError
+from .errors import DiskTrouble, UsageError
 
 GATHERED = ".files"
 """How the names of folders end that `gathered` keeps."""
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""What the system says when a disk takes no more."""
 
 
 class Artifact(NamedTuple):
@@ -38,7 +42,7 @@ def cache_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(
+        raise DiskTrouble(
             f"the cache folder {folder} cannot be made ({error}); set SLUGBENCH_CACHE to one that can."
         ) from error
     return folder
@@ -68,24 +72,33 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None], *, s
 
     Returns:
         The path of the finished file; it is whole or not there, whenever the machine stops.
+
+    Raises:
+        DiskTrouble: it cannot be written.
     """
     from filelock import FileLock
 
     path = artifact_path(name, key, suffix=suffix)
-    if not path.exists():
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                for left in path.parent.glob(f"{path.stem}.*.tmp{suffix}"):  # by one killed: whoever makes it holds the lock
-                    left.unlink()
-                unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp{suffix}")
-                try:
-                    make(unfinished)
-                    write_through(unfinished)
-                    unfinished.replace(path)
-                finally:
-                    unfinished.unlink(missing_ok=True)
-    os.utime(path)  # marks the use, for gc
+    with _writing():
+        if not path.exists():
+            with FileLock(f"{path}.lock"):
+                if not path.exists():
+                    _make(path, make)
+        os.utime(path)  # marks the use, for gc
     return path
+
+
+def _make(path: Path, make: Callable[[Path], None]) -> None:
+    """Write a file under another name, and give it its own when it is whole; whoever does holds its lock."""
+    for left in path.parent.glob(f"{path.stem}.*.tmp{path.suffix}"):  # by one that was killed
+        left.unlink()
+    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        make(unfinished)
+        write_through(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -98,14 +111,47 @@ def gathered(name: str, key: Mapping[str, Any]) -> Iterator[Path]:
     Args:
         name: what it is, as of `cached`.
         key: everything that the content of a file depends on besides the file's name.
+
+    Raises:
+        DiskTrouble: it cannot be written to.
     """
     from filelock import FileLock
 
     folder = artifact_path(name, key, suffix=GATHERED)
-    with FileLock(f"{folder}.lock"):
+    with _writing(), FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
         yield folder
         os.utime(folder)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Trouble with the cache's disk is told apart from faults of whoever makes an artefact.
+
+    Raises:
+        DiskTrouble: in a sentence that says where, and what to do.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if not _of_the_disk(error):
+            raise
+        raise DiskTrouble(
+            f"cannot write to the cache in {cache_dir()} ({error}); make room there, or set SLUGBENCH_CACHE to a folder "
+            "that has it, and run the same command again: what is finished is kept."
+        ) from error
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether a file in the cache could not be written: by what the system says, or by the file it says it of."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = isinstance(error.filename, (str, bytes, os.PathLike))
+        return error.errno in DISK or (named and Path(os.fsdecode(error.filename)).is_relative_to(cache_dir()))
+    if said := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors has an exception of its own, by Rust
+        return int(said[1]) in DISK
+    return re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None  # numpy, that drops the number
 
 
 def artifact_path(name: str, key: Mapping[str, Any], *, suffix: str) -> Path:

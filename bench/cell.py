@@ -15,13 +15,13 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import meter as metering
 from .artifacts import cached, digest, write_through
-from .errors import InvalidModel, MissingDependency
+from .errors import DiskTrouble, InvalidModel, MissingData, MissingDependency, of_its_data
 from .intervals import interval
 from .pictures import columns as pictures
 from .registry import REGISTRY, Entry, load
@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 WARM_UP_SAMPLES = 16
 LOSS_ALLOWED = 0.02
 """Retain accuracy on validation data that choosing may cost: two points, the same for every method."""
-DISK_TROUBLE = 74
-"""Exit code of a cell that could not write its files (sysexits' EX_IOERR)."""
+NO_METHODS_FAULT = (DiskTrouble, MissingData)
+"""What ends the run rather than become a row."""
+GAVE_UP = 74
+"""Exit code of a cell that met it (sysexits' EX_IOERR)."""
+SAYS = "slugbench: "
+"""How the last line of its log then begins; the rest is the sentence for the user."""
 
 
 class Verdict(NamedTuple):
@@ -50,6 +54,24 @@ class Verdict(NamedTuple):
 # ---------------------------------------------------------------- entry points, called in the isolated process
 
 
+def _blaming_no_method(entry: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
+    """What no method is to blame for ends the process with a code of its own, after a sentence in the log."""
+
+    @wraps(entry)
+    def entered(job: Mapping[str, Any]) -> None:
+        try:
+            entry(job)
+        except NO_METHODS_FAULT as error:
+            where = f"task '{job['task']}' cannot run: " if isinstance(error, MissingData) else ""
+            with contextlib.suppress(OSError):  # the log may be on the disk that is full
+                traceback.print_exc()
+                print(f"\n{SAYS}{where}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            os._exit(GAVE_UP)
+
+    return entered
+
+
+@_blaming_no_method
 def measure(job: Mapping[str, Any]) -> None:
     """Run a method on a request and judge it; `job` is `runner.Job` as plain data."""
     _prepare_process(job)
@@ -63,9 +85,9 @@ def measure(job: Mapping[str, Any]) -> None:
         else:
             trial = _with_floor(trial, job["device"])
             model, cost = unlearn(method, entry, trial, job)
-            answers = trial.answer(model)
-            with _disk_trouble_is_no_methods_fault():
-                _save_arrays(trial, answers, Path(job["scratch"]))
+            with of_its_data():
+                answers = trial.answer(model)
+            _save_arrays(trial, answers, Path(job["scratch"]))
             result["cost"] = dataclasses.asdict(cost)
             result["validation"] = _validation(trial.request, model)
             own = _own_oracle(entry, job)
@@ -73,13 +95,17 @@ def measure(job: Mapping[str, Any]) -> None:
             result["values"] = judge(
                 trial, answers, _metrics(job), keys=_keys(job), model=model, cost=cost, own=own, again=again
             )
+    except NO_METHODS_FAULT:
+        raise
     except Exception as error:
-        traceback.print_exc()
+        with _writing("to the log"):
+            traceback.print_exc()
         verdict = classify(error)
         result |= {"status": verdict.status, "error": verdict.error}
     _save_result(result, Path(job["scratch"]))
 
 
+@_blaming_no_method
 def rejudge(job: Mapping[str, Any]) -> None:
     """Evaluate metrics anew from a finished cell's arrays, without its model."""
     _prepare_process(job)
@@ -99,11 +125,13 @@ def judge_scored(scored: Scored, judges: Sequence[Judge], trial_key: str, scratc
     return judge(scored.trial, scored.answers, _metrics(job), keys=_keys(job), model=None, cost=None, own=None)
 
 
+@_blaming_no_method
 def gates(job: Mapping[str, Any]) -> None:
     """Evaluate a task's acceptance gates."""
     _prepare_process(job)
-    task: Task = REGISTRY.create("task", job["task"], job["task_params"])
-    found = task.gates(job["requests"], job["base_seeds"])
+    with of_its_data():
+        task: Task = REGISTRY.create("task", job["task"], job["task_params"])
+        found = task.gates(job["requests"], job["base_seeds"])
     _save_result({"gates": [gate._asdict() for gate in found]}, Path(job["scratch"]))
 
 
@@ -133,7 +161,8 @@ def _again(method: Any, entry: Entry, trial: Trial, job: Mapping[str, Any], requ
 def _with_floor(trial: Trial, device: str) -> Trial:
     """The trial with the retain accuracy that its request has to keep; before the model is edited, which is in place."""
     request = trial.request
-    kept = request.validate(request.model.to(device).eval()).retain
+    with of_its_data():
+        kept = request.validate(request.model.to(device).eval()).retain
     return dataclasses.replace(trial, request=dataclasses.replace(request, floor=kept - LOSS_ALLOWED))
 
 
@@ -238,6 +267,9 @@ def judge(
 
     Returns:
         For each metric's spec the facts of its rows.
+
+    Raises:
+        DiskTrouble, MissingData: a metric met what is no fault of its own.
     """
     others = [s for s in range(len(trial.oracles)) if s != own]
     outcome = Outcome(trial, answers, tuple(trial.oracles[s] for s in others), model, cost, tuple(others), again)
@@ -250,8 +282,11 @@ def judge(
                 _reference(metric, trial, s, [o for o in others if o != s], model, keys[spec]) for s in others
             ]
             rows[spec] = [_facts(value, references) for value in metric(outcome)]
+        except NO_METHODS_FAULT:
+            raise
         except Exception as error:  # a metric's fault must not cost the cell: its row says what happened
-            traceback.print_exc()
+            with _writing("to the log"):
+                traceback.print_exc()
             rows[spec] = [_facts(Value(spec, None, note=_plain(f"the metric raised {type(error).__name__}: {error}")), [])]
     return rows
 
@@ -379,8 +414,9 @@ def _prepare_process(job: Mapping[str, Any]) -> None:
 
 
 def _build(job: Mapping[str, Any]) -> Trial:
-    task: Task = REGISTRY.create("task", job["task"], job["task_params"])
-    return task.build(job["request"], job["base_seed"])
+    with of_its_data():
+        task: Task = REGISTRY.create("task", job["task"], job["task_params"])
+        return task.build(job["request"], job["base_seed"])
 
 
 def _method(job: Mapping[str, Any]) -> tuple[Any, Entry]:
@@ -407,8 +443,9 @@ def _save_arrays(trial: Trial, answers: Answers, scratch: Path) -> None:
     columns = {f"question.{name}": column for name, column in trial.questions.items()}
     columns |= {f"answer.{name}": column for name, column in answers.items()}
     columns |= pictures(trial, answers)
-    np.savez_compressed(scratch / "arrays.npz", **columns)  # type: ignore[arg-type]  # numpy's stub knows no ** columns
-    write_through(scratch / "arrays.npz")
+    with _writing(f"results to {scratch}"):
+        np.savez_compressed(scratch / "arrays.npz", **columns)  # type: ignore[arg-type]  # numpy's stub knows no ** columns
+        write_through(scratch / "arrays.npz")
 
 
 def load_answers(path: Path) -> Answers:
@@ -420,15 +457,16 @@ def load_answers(path: Path) -> Answers:
 
 
 def _save_result(result: Mapping[str, Any], scratch: Path) -> None:
-    with _disk_trouble_is_no_methods_fault():
+    with _writing(f"results to {scratch}"):
         (scratch / "result.json").write_text(json.dumps(result))
 
 
 @contextlib.contextmanager
-def _disk_trouble_is_no_methods_fault() -> Iterator[None]:
-    """Ends the process with a code of its own when results cannot be written, so that no method is blamed for it."""
+def _writing(what: str) -> Iterator[None]:
+    """Trouble with the disk, told apart from a method's: it ends the run with a sentence."""
     try:
         yield
     except OSError as error:
-        print(f"cannot write results: {error}", file=sys.stderr, flush=True)
-        os._exit(DISK_TROUBLE)
+        raise DiskTrouble(
+            f"a cell cannot write {what} ({error}); make room and run the same command again: finished cells are kept."
+        ) from error

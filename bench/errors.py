@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SlugbenchError(Exception):
     """Base of every exception raised on purpose; its message is one sentence meant for the user."""
@@ -16,7 +19,14 @@ class UsageError(SlugbenchError):
 
 
 class MissingData(UsageError):
-    """What a task runs on is not there, or not as it has to be: data, weights or trained models. Exit code 2."""
+    """What a task runs on is not there, or not as it has to be: data, weights or trained models. Exit code 2.
+
+    A cell that meets it ends the run rather than become a row: no method is to blame.
+    """
+
+
+class DiskTrouble(UsageError):
+    """A file of the harness cannot be written, as when the disk is full. Exit code 2, and no row, as of `MissingData`."""
 
 
 class GateError(SlugbenchError):
@@ -35,3 +45,18 @@ class InvalidModel(SlugbenchError):
 
 class MissingDependency(SlugbenchError):
     """An optional package is not installed; the cell becomes a `skipped` row that names the extra to install."""
+
+
+@contextmanager
+def of_its_data() -> Iterator[None]:
+    """What a task says inside is of its data; what it refuses is then their fault.
+
+    Raises:
+        MissingData: in the task's own sentence.
+    """
+    try:
+        yield
+    except (MissingData, DiskTrouble):
+        raise
+    except UsageError as error:
+        raise MissingData(str(error)) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import BudgetExceeded
+from .errors import BudgetExceeded, of_its_data
 from .types import Budget, Cost, Scores
 
 if TYPE_CHECKING:
@@ -239,9 +239,10 @@ class CountedSplit:
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """As `Split.batches`."""
-        for batch in self.split.batches(size, generator):
-            self.meter.read(self.what, len(batch["index"]))
-            yield {name: column.to(self.device) for name, column in batch.items()}
+        with of_its_data():
+            for batch in self.split.batches(size, generator):
+                self.meter.read(self.what, len(batch["index"]))
+                yield {name: column.to(self.device) for name, column in batch.items()}
 
     def of(self, target: str) -> CountedSplit:
         """As `Split.of`."""
@@ -254,7 +255,7 @@ class SearchedSplit(CountedSplit):
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """As `Split.batches`."""
         self.meter.evaluate()
-        with self.meter.searching():
+        with self.meter.searching(), of_its_data():
             for batch in self.split.batches(size, generator):
                 yield {name: column.to(self.device) for name, column in batch.items()}
 
@@ -273,5 +274,5 @@ class CountedValidate:
     def __call__(self, model: Model, *, retain: bool = True) -> Scores:
         """As `Validate`."""
         self.meter.evaluate()
-        with self.meter.searching():
+        with self.meter.searching(), of_its_data():
             return self.validate(model, retain=retain)

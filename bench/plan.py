@@ -6,24 +6,22 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import pydantic
 
 from .artifacts import digest
-from .errors import MissingData, UsageError
+from .errors import MissingData, UsageError, of_its_data
 from .provenance import RESULT_VERSION, keyed_versions, source_digest
 from .registry import REGISTRY, Kind, Spec, did_you_mean, parse_spec
 from .types import Listed, Pool, Task, needs_model
 
 REPORTED_POOL: Pool = "test"
-T = TypeVar("T")
 TUNED = ".tuned.toml"
 """How the file of tuned parameters that ships beside a suite's ends."""
 
@@ -253,7 +251,8 @@ def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants, missing:
         source = _source("task", text)
         try:
             asked = list(product(select(spec.name, task, suite.requests, pool), suite.base_seeds))
-            contents = [_of_its_data(partial(task.fingerprint, listed.id, seed)) for listed, seed in asked]
+            with of_its_data():
+                contents = [task.fingerprint(listed.id, seed) for listed, seed in asked]
         except MissingData as error:
             if missing is None:
                 raise
@@ -275,18 +274,6 @@ def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants, missing:
                 )  # fmt: skip
 
 
-def _of_its_data(said: Callable[[], T]) -> T:
-    """What a task says of its data; what it refuses is then the data's fault.
-
-    Raises:
-        MissingData: in its own sentence.
-    """
-    try:
-        return said()
-    except UsageError as error:
-        raise MissingData(str(error)) from error
-
-
 def task_key(name: str, params: Mapping[str, Any]) -> tuple[str, str]:
     """A task with its full parameters, as the key of a mapping."""
     return name, json.dumps(params, sort_keys=True)
@@ -301,7 +288,8 @@ def select(
     name: str, task: Task, wanted: int | dict[str, int | list[str]] | None, pool: Pool = REPORTED_POOL
 ) -> list[Listed]:
     """The requests a suite asks of a task: the first ones of a pool, all of them, or those named."""
-    listed = _of_its_data(task.requests)
+    with of_its_data():
+        listed = task.requests()
     mine = wanted.get(name) if isinstance(wanted, dict) else wanted
     if mine is None or isinstance(mine, int):
         pooled = [request for request in listed if request.pool == pool]

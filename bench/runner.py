@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import cluster, isolate
 from .artifacts import cache_dir
-from .cell import DISK_TROUBLE
+from .cell import GAVE_UP, SAYS
 from .errors import UsageError
 from .isolate import Ended, Limits
 from .plan import Cell, Judge
@@ -78,7 +78,8 @@ def run(jobs: Sequence[Job], settings: Settings) -> Generator[Finished, None, No
     Closing the generator, or an exception in it, kills the cells that run.
 
     Raises:
-        UsageError: a cell could not write its results, or a cluster cannot run any.
+        UsageError: a cell met what no method is to blame for (files it cannot write, a fault of its task's data), or a
+            cluster cannot run any.
     """
     import joblib
 
@@ -254,6 +255,7 @@ def gates(
         "scratch": str(folder),
     }
     ended = isolate.run("slugbench.bench.cell:gates", payload, log=folder / "log.txt", limits=settings.limits)
+    _raise_what_it_gave_up_for(ended, folder)
     result = _read_result(folder) if ended.well else None
     if result is None:
         last = log_tail(folder / "log.txt").splitlines()[-1:] or [f"{ended.how} {ended.code}"]
@@ -287,15 +289,21 @@ def _payload(job: Job, settings: Settings, concurrent: bool) -> dict[str, Any]:
 
 def _result(ended: Ended, job: Job, limits: Limits) -> dict[str, Any]:
     """What the cell left, or what its end says of it."""
+    _raise_what_it_gave_up_for(ended, job.scratch)
     result = _read_result(job.scratch)
     if ended.well and result is not None:
         return {"status": "ok", "error": None, "cost": None, "validation": None, **result}
-    if ended.how == "exited" and ended.code == DISK_TROUBLE:
-        raise UsageError(
-            f"a cell could not write its results ({_last_line(job.scratch)}); "
-            "make room and run the same command again: finished cells are kept."
-        )
     return {**_NOTHING, **_verdict(ended, limits, job.scratch)}
+
+
+def _raise_what_it_gave_up_for(ended: Ended, scratch: Path) -> None:
+    """Raise what a cell met that no method is to blame for, in its own sentence."""
+    if ended.how != "exited" or ended.code != GAVE_UP:
+        return
+    last = _last_line(scratch)
+    if not last.startswith(SAYS):
+        raise UsageError("a cell cannot write its log; make room and run the same command again: finished cells are kept.")
+    raise UsageError(last.removeprefix(SAYS))
 
 
 def _verdict(ended: Ended, limits: Limits, scratch: Path) -> dict[str, str]:

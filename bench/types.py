@@ -460,7 +460,8 @@ class Wanted(NamedTuple):
 class Task(Protocol):
     """A frozen dataclass of parameters (model, data); builds trials and vouches for its own models.
 
-    Everything but `build`, `gates` and `rebuild` runs without torch.
+    Everything but `build`, `gates` and `rebuild` runs without torch. A `UsageError` that it raises, or that its trial's
+    answers and splits raise, is of its data: it ends the run with that sentence, and no method gets a row for it.
     """
 
     base_seeds: ClassVar[tuple[int, ...]]

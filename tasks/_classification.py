@@ -7,6 +7,7 @@ C classes, N images.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -384,7 +385,9 @@ def _keep(path: Path, state: Mapping[str, object]) -> None:
     import torch
 
     unfinished = path.with_name(f"{path.name}.tmp")
-    torch.save(dict(state), unfinished)
+    written = io.BytesIO()  # torch says of a full disk no more than that it is at an unexpected position
+    torch.save(dict(state), written)
+    unfinished.write_bytes(written.getbuffer())
     write_through(unfinished)
     unfinished.replace(path)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from slugbench.bench import Batch, Size, UsageError, cached, digest, file_digest
+from slugbench.bench import Batch, MissingData, Size, UsageError, cached, digest, file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -258,9 +258,17 @@ class Pictures:
         """(n, 3, H, W) float, of the pictures at `rows`.
 
         Raises:
-            UsageError: one of them cannot be decoded; all that cannot are named.
+            MissingData: one of them cannot be decoded; all that cannot are named.
         """
-        return self.preparation.normalized(self._kept()[rows] if self.content else self._decoded(rows))
+        return self.preparation.normalized(self.kept()[rows] if self.content else self._decoded(rows))
+
+    def kept(self) -> np.ndarray:
+        """(N, H, W, 3) uint8, of all, which are decoded once for all; of those with a digest alone.
+
+        Raises:
+            MissingData: some cannot be decoded; all that cannot are named.
+        """
+        return _memory_map(cached("pixels", self.key, self._write, suffix=".npy"))
 
     def _decoded(self, rows: Iterable[int]) -> np.ndarray:
         try:
@@ -268,10 +276,7 @@ class Pictures:
         except UNREADABLE as error:
             broken = [name for name, source in zip(self.names, self.sources, strict=True) if unreadable(source)]
             named = f"{len(broken)} of {len(self)} pictures cannot be decoded: {and_more(broken)}"
-            raise UsageError(f"{named}; get them again, or take them out of the data set.") from error
-
-    def _kept(self) -> np.ndarray:
-        return _memory_map(cached("pixels", self.key, self._write, suffix=".npy"))
+            raise MissingData(f"{named}; get them again, or take them out of the data set.") from error
 
     @property
     def key(self) -> dict[str, Any]:
@@ -279,13 +284,12 @@ class Pictures:
         return {"content": self.content, "prepared": dict(self.preparation.settings)}
 
     def _write(self, path: Path) -> None:
-        first = self._decoded([0])
-        shape = (len(self), *first.shape[1:])
-        pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        for start in range(0, len(self), 256):
-            rows = range(start, min(start + 256, len(self)))
-            pixels[rows.start : rows.stop] = self._decoded(rows)
-        pixels.flush()
+        # not through a memory map: where the disk is full, that ends the process rather than raise anything
+        shape = (len(self), *self._decoded([0]).shape[1:])
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for start in range(0, len(self), 256):
+                file.write(self._decoded(range(start, min(start + 256, len(self)))).data)
 
 
 @cache

@@ -748,7 +748,16 @@ class Setting:
         )
 
     def gates(self) -> list[Gate]:
-        """The original knows the targets."""
+        """The original knows the targets.
+
+        All pictures that are decoded once for all are so now: what is wrong with them comes to light before any method runs.
+
+        Raises:
+            MissingData: some cannot be decoded; all that cannot are named.
+        """
+        asked = (*self.dealt.test, *self.dealt.validation, self.dealt.utility)
+        for shown in filter(None, asked):
+            shown.gallery.pictures(self.original.preparation, keep=True).kept()
         quiz = self._quiz(self.dealt.test.forget)
         names = ", ".join(self.names[target] for target in self.dealt.targets)
         return [at_least(f"the original knows {names}: test top-1", (quiz.originals()["rank"] == 0).mean(), LEAST_KNOWN)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,17 @@ def toy_frame(*, statuses: tuple[str, ...] = ("ok",)) -> pd.DataFrame:
             }
             rows.append(Row(**cell, status=status, error=f"ArithmeticError: {status} on purpose"))
     return pd.DataFrame([vars(row) for row in rows], columns=list(Row.columns()))
+
+
+@contextlib.contextmanager
+def files_no_longer_than(n_bytes: int) -> Iterator[None]:
+    """Inside, the system refuses to write further into any file of this process, as where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def run_python(code: str, *, cwd: Path | None = None, **environment: str) -> str:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from slugbench.bench import UsageError, cached, digest, file_digest
 from slugbench.bench.artifacts import artifact_path, artifacts, cache_dir, collect_garbage, gathered
+from slugbench.bench.errors import DiskTrouble
 
-from ..toys import run_python
+from ..toys import files_no_longer_than, run_python
 
 MAKE = """
 import os, sys, time
@@ -78,6 +79,64 @@ def test_a_make_that_fails_leaves_nothing_and_can_be_tried_again(cache):
         cached("thing", {}, fail, suffix=".txt")
     assert names(cache) == []
     assert cached("thing", {}, write("whole"), suffix=".txt").read_text() == "whole"
+
+
+def numpys(path: Path) -> None:
+    import numpy as np
+
+    np.save(path, np.zeros(1000))
+
+
+def safetensors(path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"zeros": torch.zeros(1000)}, path)
+
+
+@pytest.mark.parametrize("make", [numpys, safetensors, write("x" * 4000)], ids=["numpy", "safetensors", "text"])
+def test_a_full_disk_is_no_fault_of_who_makes_a_thing_and_leaves_nothing(cache, make):
+    with (
+        files_no_longer_than(1000),
+        pytest.raises(DiskTrouble, match=r"cannot write to the cache in .*\(.*(File too large|109 written)"),
+    ):
+        cached("thing", {}, make, suffix=".npy")
+    assert names(cache) == []
+    assert cached("thing", {}, make, suffix=".npy").stat().st_size >= 4000
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(28, "No space left on device"), DiskTrouble),
+        (FileNotFoundError(2, "No such file or directory", "/data/of/the/user.jpg"), FileNotFoundError),
+        (ConnectionError("no network"), ConnectionError),
+        (UsageError("weights are damaged (os error 28)."), UsageError),
+    ],
+    ids=["no room", "a file elsewhere", "no network", "a task's sentence"],
+)
+def test_only_trouble_with_the_disk_is_told_as_such(cache, error, kind):
+    def make(path):
+        raise error
+
+    for keep in (lambda: cached("thing", {}, make, suffix=".txt"), lambda: gathered_in("things", make)):
+        with pytest.raises(kind) as raised:
+            keep()
+        assert type(raised.value) is kind
+
+
+def gathered_in(name, make):
+    with gathered(name, {}) as folder:
+        make(folder / "file")
+
+
+def test_a_cache_without_permission_is_told_where_it_is(cache, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "replace", refuse)  # root, as whom tests may run, would be allowed to
+    with pytest.raises(DiskTrouble, match=r"Permission denied: .*; make room there, or set SLUGBENCH_CACHE"):
+        cached("thing", {}, write("whole"), suffix=".txt")
 
 
 def test_a_make_killed_halfway_leaves_nothing_that_is_taken_for_whole(cache):

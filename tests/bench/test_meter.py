@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from slugbench.bench import Budget, BudgetExceeded
+from slugbench.bench import Budget, BudgetExceeded, MissingData, UsageError
 from slugbench.bench.cell import unlearn
 from slugbench.bench.meter import CountedSplit, CountedValidate, CpuDevice, Meter, SearchedSplit
 from slugbench.bench.registry import Entry
@@ -94,6 +94,19 @@ def test_reads_are_counted_by_split_and_the_budget_ends_them(trial):
     assert sum(len(batch["index"]) for batch in forget.batches(7)) == meter.counts["forget"] == len(forget)
     with pytest.raises(BudgetExceeded, match="the budget allows"):
         list(retain.batches(5))
+
+
+@pytest.mark.parametrize("split", [CountedSplit, SearchedSplit])
+def test_what_a_split_refuses_is_a_fault_of_its_data(split, trial):
+    class Broken:
+        def batches(self, size, generator=None):
+            yield from itertools.islice(trial.request.forget.batches(size), 1)
+            raise UsageError("picture 7 is broken.")
+
+    batches = split(Broken(), Meter(CpuDevice(), Budget(1, 100, 10)), "forget", "cpu").batches(8)
+    assert len(next(batches)["index"]) == 8
+    with pytest.raises(MissingData, match="picture 7 is broken"):
+        next(batches)
 
 
 def test_parts_of_a_split_are_counted_too(trial):

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
 import pandas as pd
 import psutil
 import pytest
 
+from slugbench.bench import MissingData, UsageError, runner
+from slugbench.bench.cell import GAVE_UP, _save_result, judge
 from slugbench.bench.cli import main
-from slugbench.bench.isolate import Limits, resume, run, tree_bytes
+from slugbench.bench.errors import DiskTrouble
+from slugbench.bench.isolate import Ended, Limits, resume, run, tree_bytes
 
-from ..toys import FAILING, FAILURES, TOY_TASK, restored_registry
+from ..toys import FAILING, FAILURES, TOY_TASK, restored_registry, toy_trial
 
 PLUGINS = ["--plugin", str(TOY_TASK), "--plugin", str(FAILING)]
 MEASURED = {"started", "concurrent", "provenance"}
@@ -258,6 +262,122 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_what_is_done(tmp_pat
     assert "No space left on device); make room" in capsys.readouterr().err
     assert main(arguments) == 0
     assert "1 done before, 1 to run" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what no method is to blame for
+
+KEEPING = '''
+
+def kept(answer, model):
+    """Answers, through the cache; a file beside this one says what is wrong there."""
+    from pathlib import Path
+    from slugbench.bench import cached
+
+    def make(path):
+        if (Path(__file__).parent / "full").exists():
+            path.symlink_to("/dev/full")
+        if (Path(__file__).parent / "broken").exists():
+            raise UsageError("1 of 24 blobs cannot be decoded: 7; get it again.")
+        np.save(path, answer(model)["rank"])
+
+    cached("toy-ranks", {"of": "NAME"}, make, suffix=".npy")
+    return answer(model)
+'''
+BLAMED = '''
+from dataclasses import dataclass
+from slugbench.bench import UsageError, method
+
+@method("writes")
+@dataclass(frozen=True)
+class Writes:
+    """Write what there is no room for."""
+    def __call__(self, request):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+@method("refuses")
+@dataclass(frozen=True)
+class Refuses:
+    """Refuse the task."""
+    def __call__(self, request):
+        raise UsageError("it takes no blobs.")
+'''
+
+
+@pytest.fixture
+def keeping(tmp_path):
+    """Plug-ins: the toy task, whose answers are kept in the cache, and two methods that fail by themselves."""
+    text = TOY_TASK.read_text().replace('@task("toy")', '@task("keeping")')
+    asked = "            answer,\n            answer(model),"
+    assert asked in text
+    text = text.replace(asked, "            partial(kept, answer),\n            answer(model),")
+    (tmp_path / "keeping.py").write_text(text + KEEPING.replace("NAME", uuid.uuid4().hex))
+    (tmp_path / "blamed.py").write_text(BLAMED)
+    files = (tmp_path / "keeping.py", tmp_path / "blamed.py", FAILING)
+    return [argument for file in files for argument in ("--plugin", str(file))]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentences"),
+    [
+        ("full", ["cannot write to the cache in ", "No space left on device); make room there, or set SLUGBENCH_CACHE to"]),
+        ("broken", ["slugbench: task 'keeping' cannot run: 1 of 24 blobs cannot be decoded: 7; get it again.\n"]),
+    ],
+)
+def test_a_full_cache_and_broken_data_are_no_methods_fault(tmp_path, capsys, keeping, wrong, sentences):
+    suite_file = suite(tmp_path, ["noop", "writes", "refuses"], tasks=["keeping"], requests=1)
+    arguments = ["run", suite_file, "--out", str(tmp_path / "out"), "--jobs", "1", *keeping]
+    (tmp_path / wrong).touch()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert all(sentence in said for sentence in sentences) and said.count("\n") == 1
+    assert not list((tmp_path / "out" / "cells").glob("[!.]*"))
+    (tmp_path / wrong).unlink()
+    assert main(arguments) == 3  # and a method's own faults are
+    assert "3 cells, 0 done before" in capsys.readouterr().out
+    rows = pd.read_parquet(tmp_path / "out" / "table.parquet").groupby("method")[["status", "error"]].first()
+    assert rows["status"].to_dict() == {"noop": "ok", "writes": "failed", "refuses": "failed"}
+    assert "No space left" in rows["error"]["writes"] and rows["error"]["refuses"] == "UsageError: it takes no blobs."
+
+
+def test_gates_that_meet_broken_data_end_the_run_with_the_same_sentence(tmp_path, capsys):
+    text = TOY_TASK.read_text().replace('@task("toy")', '@task("broken")')
+    refusal = '        raise UsageError("the blobs are not there; get them.")\n'
+    head = "    def build(self, request_id: str, base_seed: int) -> Trial:\n"
+    assert head in text
+    (tmp_path / "broken.py").write_text(text.replace(head, head + refusal))
+    plugins = ["--plugin", str(tmp_path / "broken.py"), "--plugin", str(FAILING)]
+    suite_file = suite(tmp_path, ["noop"], tasks=["broken"], requests=1)
+    assert main(["run", suite_file, "--out", str(tmp_path / "out"), *plugins]) == 2
+    assert capsys.readouterr().err == "slugbench: task 'broken' cannot run: the blobs are not there; get them.\n"
+
+
+def test_a_metric_that_meets_broken_data_ends_the_cell_and_one_that_fails_is_a_note(cache):
+    trial = toy_trial()
+
+    def judged(error):
+        def metric(outcome):
+            raise error
+
+        keys = {"mine": {"metric": "mine", "trial": "toy"}}
+        return judge(trial, trial.original, {"mine": metric}, keys=keys, model=None, cost=None, own=None)
+
+    assert "ArithmeticError" in judged(ArithmeticError("on purpose"))["mine"][0]["note"]
+    for error in (MissingData("a picture is broken."), DiskTrouble("the disk is full.")):
+        with pytest.raises(type(error), match=str(error)):
+            judged(error)
+
+
+def test_results_that_cannot_be_written_are_the_disks_fault(tmp_path):
+    with pytest.raises(DiskTrouble, match=r"a cell cannot write results to .*No such file.*; make room"):
+        _save_result({"status": "ok"}, tmp_path / "absent")
+
+
+def test_a_cell_that_could_not_even_say_what_it_met_ends_the_run(tmp_path):
+    (tmp_path / "log.txt").write_text("epoch 3\n")  # and then there was no room
+    with pytest.raises(UsageError, match="cannot write its log; make room"):
+        runner._raise_what_it_gave_up_for(Ended("exited", GAVE_UP, 0), tmp_path)
+    runner._raise_what_it_gave_up_for(Ended("exited", 1, 0), tmp_path)
 
 
 @pytest.mark.parametrize(

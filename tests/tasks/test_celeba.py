@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slugbench.bench import MissingDependency, TwoTowers, UsageError
+from slugbench.bench import MissingData, MissingDependency, TwoTowers, UsageError
+from slugbench.bench.errors import DiskTrouble
 from slugbench.methods.slug import Slug
 from slugbench.tasks import _open_clip, celeba
 from slugbench.tasks._image_folders import turns
 from slugbench.tasks.celeba import CelebA
 
-from ..toys import run_python
+from ..toys import files_no_longer_than, run_python
 from . import laws, miniature
 
 
@@ -456,6 +458,50 @@ def test_all_pictures_that_cannot_be_decoded_are_named_when_one_is_met(task, bro
         list(request.forget.batches(4))
     assert {file.name in str(raised.value) for file in spoilt[:2]} == {False}
     assert any(spoilt[i].name in str(raised.value) for i in (2, 6))
+
+
+def cut(data: Path, index: Any) -> str:
+    """Cut a picture off halfway; its name."""
+    file = data / "img_align_celeba" / f"{int(index) + 1:06d}.jpg"
+    file.write_bytes(file.read_bytes()[:300])
+    return file.name
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_a_retained_picture_that_cannot_be_decoded_is_named_before_any_method(part, task, broken):
+    trial = task.build("Elon_Musk", 0)
+    asked = trial.questions["index"][trial.questions["split"] == "retain"]
+    index = asked[5] if part == "test" else next(trial.request.validation.retain.batches(8))["index"][5]
+    name = cut(broken, index)
+    with pytest.raises(MissingData, match=rf"1 of 30 pictures cannot be decoded: {name}; get them again"):
+        replace(task, data=str(broken)).gates(["Elon_Musk"], [0])
+
+
+def test_a_full_disk_is_told_while_pixels_are_kept_and_they_are_whole_afterwards(task, cache):
+    trial = task.build("Elon_Musk", 0)
+    pictures = trial.request.validation.retain.pictures
+    key = {**pictures.key, "prepared": {**pictures.key["prepared"], "mean": [0, 0, 0]}}  # kept by nobody yet
+    other = replace(pictures, preparation=type(pictures.preparation)(key["prepared"]))
+    with files_no_longer_than(20_000), pytest.raises(DiskTrouble, match="cannot write to the cache in"):
+        other.kept()  # 30 of 3 kB
+    assert not list(cache.glob("pixels-*.npy"))
+    assert np.array_equal(other.kept(), pictures.kept()) and other.kept().shape == (30, 32, 32, 3)
+    assert list(cache.glob("pixels-*.npy"))
+
+
+@pytest.mark.slow
+def test_a_training_picture_that_cannot_be_decoded_ends_a_run_and_blames_no_method(task, broken, saved, tmp_path):
+    name = cut(broken, next(task.build("Elon_Musk", 0).request.retain.batches(8))["index"][5])
+    suite = tmp_path / "suite.toml"
+    spec = f"celeba:data={broken},pretrained={saved['open_clip folder']}"
+    suite.write_text(f'name = "mini"\ntasks = ["{spec}"]\nmethods = ["ft", "gaft"]\nrequests = 1\n')
+    command = [sys.executable, "-m", "slugbench.bench", "run", str(suite), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and "passed" in done.stdout, done.stderr
+    assert f"task 'celeba' cannot run: 1 of 36 pictures cannot be decoded: {name}; get them again" in done.stderr, (
+        done.stderr
+    )
+    assert not list((tmp_path / "out" / "cells").glob("[!.]*"))
 
 
 def wide(folder: Path) -> str:
