@@ -288,8 +288,8 @@ class Pictures:
         pixels.flush()
 
 
-@cache
 def _memory_map(path: Path) -> np.ndarray:
+    # anew for each batch: while a map stays open all of it that was read counts as the process's memory
     return np.load(path, mmap_mode="r")
 
 
