@@ -61,8 +61,9 @@ class CelebA:
             `000001.jpg Some_Name`) and `frequent_celebs.txt` (a name a line).
         model: an architecture of open_clip.
         pretrained: a tag of open_clip, a file of weights, or a folder of the Hugging Face hub.
-        quickgelu: the activation. None is the one that the weights were trained with, where that is known; by the protocol
-            `published` it is the one that the architecture's name says, as in the authors' code.
+        quickgelu: the activation. None is the one that the weights were trained with, where that is known (a file does not
+            say), else the one that the architecture's name says; by the protocol `published` of a tag that too, as in the
+            authors' code.
         protocol: `default`: pictures of each person are dealt into test, validation and, without `forget_data` and
             `retain_data`, train; searches retain the other frequent names. `published`: as Cai et al. evaluated: the same
             pictures, all there are, for search and report, and searches retain the target too if it is a frequent name.

@@ -62,7 +62,8 @@ class ImageNet:
         data: the folder that holds `val/<wnid>/*.JPEG`, as torchvision's `ImageFolder` reads it.
         model: an architecture of open_clip.
         pretrained: a tag of open_clip, a file of weights, or a folder of the Hugging Face hub.
-        quickgelu: the activation; None is the one that the weights were trained with, where that is known.
+        quickgelu: the activation; None is the one that the weights were trained with, where that is known (a file does not
+            say), else the one that the architecture's name says.
         templates: what names are said in, to answer, search and train: `single`, `a photo of a {}.`; `simple`, open_clip's
             seven; or `openai`, its eighty, which take eleven times as long whenever the text tower is edited.
         asked: pictures of each retained class that are asked about, at most; None is all. Pictures lie decoded in the cache,
