@@ -297,7 +297,8 @@ class Trial:
         the forget split itself, `retain_train` = some of the retain split, for attacks to learn from, where a task can
         afford it, `outsider` = never-trained concepts, `utility` = another task on the same model),
         `unit` (int, the concept: the sampling unit of every interval), `label` (int), `near` (bool, a retained
-        concept from a target's neighbourhood), `index` (int, the image). Of a request for samples (without targets)
+        concept from a target's neighbourhood), `index` (int, the image), and where some concepts are commoner than others
+        `frequent` (bool, of one of those, the targets included). Of a request for samples (without targets)
         `forget` are the samples themselves, `retain` test images of all concepts, and there is no `forget_train`.
     answers: `predicted` (int), `rank` (int, 0 = the true label is on top), `score` (float, log p/(1-p) of the true
         label's probability: the logit-scaled confidence), and what the task adds: `cosine` (image to the true name's
@@ -440,7 +441,8 @@ class Gate(NamedTuple):
     """An acceptance gate: what was measured, what it must keep, and whether it does."""
 
     name: str
-    value: float
+    value: float | None
+    """None where it cannot be known."""
     limit: str
     """In words and numbers: `0.80 to 0.95`, `at most 0.02`."""
     ok: bool

@@ -20,17 +20,21 @@ from slugbench.bench.types import Better
 class ZeroShot:
     """Zero-shot accuracies of a CLIP: forget (fa), retain (ra; near and far from the target), another task (util).
 
+    `ta` is of the frequent concepts, where a task says which these are, the target counted if it is one of them; `ra` leaves
+    it out always. Perfect forgetting costs `ta` the target's share, which for one of a hundred is up to a point.
+
     And `hold_id`, the mean cosine between pictures and names of concepts that no model was trained on. A retrained model
     relates them as loosely as the original does; less than that is forgetting that spread to all that looks alike.
 
     References:
         Selvas-Sala, Kang and Gomez, SALMUBench: A Benchmark for Sensitive Association-Level Multimodal Unlearning, 2026
         (held-out identities).
+        Cai et al., Targeted Unlearning with Single Layer Unlearning Gradient, 2025 (`ta`, its TA over 100 names of CelebA).
     """
 
     def __call__(self, outcome: Outcome) -> list[Value]:
-        """Values `fa@1 fa@5 fa_worst ra@1 ra@5 ra_near@1 ra_far@1 near_gap util@1 util@5 hold_id`: accuracies in [0, 1], the
-        gap in [-2, 2], and `hold_id` in [-1, 1], best where the retrained models' is."""
+        """Values `fa@1 fa@5 fa_worst ra@1 ra@5 ta@1 ta@5 ra_near@1 ra_far@1 near_gap util@1 util@5 hold_id`: accuracies in
+        [0, 1], the gap in [-2, 2], and `hold_id` in [-1, 1], best where the retrained models' is."""
         if outcome.trial.request.objective.kind != "clip":
             return []
         q, chance = outcome.trial.questions, 1 / outcome.trial.n_classes
@@ -43,6 +47,7 @@ class ZeroShot:
             *fa_worst(outcome, chance),
             _top(outcome, "ra@1", retain, chance=chance),
             _top(outcome, "ra@5", retain, k=5, chance=min(1.0, 5 * chance)),
+            *ta(outcome, chance),
             _top(outcome, "ra_near@1", retain & near, chance=chance),
             _top(outcome, "ra_far@1", retain & ~near, chance=chance),
             near_gap(outcome),
@@ -75,6 +80,18 @@ class Accuracy:
             # holds the forgotten classes, so that the highest is the untouched model's and not the best
             values.append(_top(outcome, "acc_test", forget | retain, chance=chance, better="oracle"))
         return values
+
+
+def ta(outcome: Outcome, chance: float) -> list[Value]:
+    """Accuracy over the frequent concepts with the target; nothing where no concept is more frequent than another."""
+    if "frequent" not in outcome.trial.questions:
+        return []
+    frequent = outcome.trial.questions["frequent"].astype(bool)
+    # it holds what is forgotten, so that the highest is the untouched model's and not the best
+    return [
+        _top(outcome, "ta@1", frequent, chance=chance, better="oracle"),
+        _top(outcome, "ta@5", frequent, k=5, chance=min(1.0, 5 * chance), better="oracle"),
+    ]
 
 
 def fa_worst(outcome: Outcome, chance: float) -> list[Value]:

@@ -60,6 +60,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "Share of images prompted with the target that the one class has which most of them are taken for.",
     ),
     (r"ra@(\d+)", "retain", "retained accuracy, top {}", "The same on all other concepts; the targets are left out."),
+    (
+        r"ta@(\d+)",
+        "retain",
+        "accuracy on frequent concepts, top {}",
+        "On the frequent concepts, with the target if it is one of them: forgetting it well costs its share.",
+    ),
     (r"ra_near@(\d+)", "retain", "retained accuracy, near", "On the targets' closest relatives, where damage shows first."),
     (r"ra_far@(\d+)", "retain", "retained accuracy, far", "On concepts unrelated to the targets."),
     (
@@ -256,7 +262,7 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
 )
 
 FORGET = ("fa@1", "acc_forget", "ua")
-RETAIN = ("ra@1", "acc_retain", "ira")
+RETAIN = ("ra@1", "acc_retain", "ira", "ta@1")
 UTILITY = ("util@1",)
 """Another task on the same model: to have lost it is damage that accuracy on what is kept may not show."""
 PRIVACY = ("mia_sample",)

@@ -76,7 +76,7 @@ EXPERIMENTS = (
         methods={name: name for name in _SAME},
         metrics={
             **{"fa@1": "fa@1", "fa@5": "fa@5", "imagenet@1": "util@1", "imagenet@5": "util@5"},
-            **{"celeba100@1": "ra@1", "celeba100@5": "ra@5"},
+            **{"celeba100@1": "ta@1", "celeba100@5": "ta@5"},
             "mia_lr_acc": "mia_cc3m",  # its non-members are another collection's, which the table's own column are not
         },
         among="Elon_Musk|Jeff_Bezos|Mark_Zuckerberg|Taylor_Swift|Kim_Kardashian",

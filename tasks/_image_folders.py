@@ -292,8 +292,8 @@ class Pictures:
                 file.write(self._decoded(range(start, min(start + 256, len(self)))).data)
 
 
-@cache
 def _memory_map(path: Path) -> np.ndarray:
+    # anew for each batch: while a map stays open all of it that was read counts as the process's memory
     return np.load(path, mmap_mode="r")
 
 

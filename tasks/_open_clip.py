@@ -14,7 +14,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -124,6 +124,12 @@ class Weights:
             f"{found.source}; the first run downloads it where there is a network"
         )
         return Wanted(Path(found.file or self.pretrained), found.file is not None, note)
+
+    def trained_with(self) -> str | None:
+        """The activation that the weights were trained with, as their tag or folder says; None of a file, which does not."""
+        if self.local is None:
+            return "QuickGELU" if tag(self.model, self.pretrained).quick_gelu else "GELU"
+        return activation(loaded(replace(self, quickgelu=None)).model) if self.local.is_dir() else None
 
     def _gelu(self) -> str:
         return "" if self.quickgelu is None else f", run with {'QuickGELU' if self.quickgelu else 'GELU'}"
@@ -803,9 +809,23 @@ LEAST_KNOWN = 0.1
 
 
 def activation_gate(weights: Weights) -> Gate:
-    """Says which activation ran: open_clip's plain names have GELU, also for weights that were trained with QuickGELU."""
-    ran = activation(loaded(weights).model)
-    trained = None if weights.local else "QuickGELU" if tag(weights.model, weights.pretrained).quick_gelu else "GELU"
-    matches = trained in (None, ran)
-    note = f"runs with {ran}; " + (f"trained with {trained}" if trained else "no table says what it was trained with")
-    return Gate("activation is the one of training", float(matches), "any; that of Cai et al. is 0", True, note)
+    """Says which activation ran: open_clip's plain names have GELU, also for weights that were trained with QuickGELU.
+
+    Its value is 1 where that is the one of training, 0 where it is not, and None where nobody knows.
+    """
+    ran, trained = activation(loaded(weights).model), weights.trained_with()
+    value = None if trained is None else float(trained == ran)
+    said = f"trained with {trained}" if trained else f"no file of weights says what it was trained with{_choice(weights)}"
+    return Gate("activation is the one of training", value, "any; that of Cai et al. is 0", True, f"runs with {ran}; {said}")
+
+
+def _choice(weights: Weights) -> str:
+    """How to say it oneself; nothing where that was done, or where open_clip has no such weights with QuickGELU."""
+    known = _table().get(weights.model, {})
+    quick = [name for name, facts in known.items() if facts.get("quick_gelu")]
+    if weights.quickgelu is not None or weights.model.endswith("-quickgelu") or not quick:
+        return ""
+    return (
+        f": quickgelu=true if it is a copy of open_clip's {and_more(quick)}, or of others trained with QuickGELU, else "
+        "quickgelu=false"
+    )

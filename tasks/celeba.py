@@ -41,6 +41,8 @@ PAPER = (
 DEV, TUNE = 2, 6
 TEMPLATE = "{name}."
 IMAGES, NAMES, FREQUENT = "img_align_celeba", "list_identity_celeba.txt", "frequent_celebs.txt"
+PUBLISHED = {"utility": "twentieth", "templates": "simple"}
+"""How Cai et al. measured the utility."""
 RETAINED = 8_000
 """Pictures to retain where there are no pairs: as many as LAION's first shard gave Cai et al. (their 00000.tar, 7,972)."""
 ON_REQUEST = "list_identity_celeba.txt with names is given by CelebA's authors on request (mmlab.ie.cuhk.edu.hk)"
@@ -51,21 +53,31 @@ ON_REQUEST = "list_identity_celeba.txt with names is given by CelebA's authors o
 class CelebA:
     """Forgetting a person that a downloaded CLIP knows; needs CelebA with names.
 
-    A picture is told from all names there are, each as `Some Name.`; what is kept is the mean over the frequent names.
+    A picture is told from all names there are, each as `Some Name.`. What is kept is the mean over the frequent names, in
+    `ra@1` without the target, in `ta@1` with it if it is one of them.
 
     Args:
         data: the folder of `img_align_celeba/*.jpg`, `list_identity_celeba.txt` (two header lines, then
             `000001.jpg Some_Name`) and `frequent_celebs.txt` (a name a line).
         model: an architecture of open_clip.
         pretrained: a tag of open_clip, a file of weights, or a folder of the Hugging Face hub.
-        quickgelu: the activation. None is the one that the weights were trained with, where that is known; by the protocol
-            `published` it is the one that the architecture's name says, as in the authors' code.
+        quickgelu: the activation. None is the one that the weights were trained with, where that is known (a file does not
+            say), else the one that the architecture's name says; by the protocol `published` of a tag that too, as in the
+            authors' code.
         protocol: `default`: pictures of each person are dealt into test, validation and, without `forget_data` and
-            `retain_data`, train; the target is not among the frequent names. `published`: as Cai et al. evaluated: the same
-            pictures, all there are, for search and report, the target among the frequent names if it is one.
+            `retain_data`, train; searches retain the other frequent names. `published`: as Cai et al. evaluated: the same
+            pictures, all there are, for search and report, and searches retain the target too if it is a frequent name.
         forget_data: a folder of `Some_Name.tar`, WebDataset tars of the pairs to forget.
         retain_data: a tar of the pairs to retain, or a folder of tars.
-        imagenet: the folder with ImageNet's `val/<wnid>/*.JPEG`, for the utility: a twentieth of it, the seven templates.
+        imagenet: the folder with ImageNet's `val/<wnid>/*.JPEG`, for the utility, `util@1` and `util@5`.
+        utility: the pictures of that folder that are asked about: `all`, or the published `twentieth`, which the protocol
+            `published` takes. What the original makes of them is kept by its digest, 0.1 GB, so that an edit of the text
+            tower runs no picture. An edit of the image tower runs them all; for that they lie decoded in the cache, 7.5 GB
+            for 50,000 at 224 pixels, and are read as they are needed: to decode them again would cost each edited model
+            about four minutes on a core. `slugbench artifacts gc` frees the space.
+        templates: what the objects' names are said in: `single`, `a photo of a {}.`; `simple`, open_clip's seven, which the
+            protocol `published` takes; or `openai`, its eighty, the default. An edit of the text tower runs all: with eighty
+            it takes as long as 50,000 pictures, hours on a CPU.
     """
 
     data: str = "data/celeba"
@@ -76,9 +88,21 @@ class CelebA:
     forget_data: str | None = None
     retain_data: str | None = None
     imagenet: str | None = None
+    utility: objects.Part | None = None
+    templates: objects.Templates | None = None
 
     base_seeds: ClassVar[tuple[int, ...]] = (0,)
     preload: ClassVar[tuple[str, ...]] = ("open_clip",)
+
+    def __post_init__(self) -> None:
+        given = {name: value for name in PUBLISHED if (value := getattr(self, name)) is not None}
+        for name, value in given.items():
+            if self.protocol == "published" and value != PUBLISHED[name]:
+                raise UsageError(
+                    f"protocol=published evaluates with {name}={PUBLISHED[name]}, not {value}; leave one of the two out."
+                )
+            if self.imagenet is None:
+                raise UsageError(f"{name}={value} is about ImageNet's pictures; give their folder too, as imagenet=DIR.")
 
     def requests(self) -> tuple[Listed, ...]:
         """Those of the paper's ten people of whom there are pictures, then frequent names for development and tuning."""
@@ -102,7 +126,10 @@ class CelebA:
             pairs["forget"] = _paired(setting, tars.forget, target, setting.names[target])
         if tars.retain is not None:
             pairs["retain"] = _paired(setting, tars.retain, len(setting.names), None)
-        return setting.trial(**pairs)
+        trial = setting.trial(**pairs)
+        asked = trial.questions
+        frequent = np.isin(asked["label"], known(self.data).frequent) & (asked["split"] != "utility")
+        return replace(trial, questions={**asked, "frequent": frequent})
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
         """Digest of the weights and of all pictures and names, by what they serve for; downloads the weights if need be."""
@@ -176,8 +203,14 @@ class CelebA:
         found = objects.listing(self.imagenet)
         if self.protocol == "published" and found.classes != 1000:
             raise UsageError(f"protocol=published needs all 1,000 classes of ImageNet; {self.imagenet} has {found.classes}.")
-        chosen = np.isin(np.arange(len(found.turn)), objects.five_percent(len(found.turn)))
-        return dealt._replace(utility=found.gallery.only(chosen).whole())
+        return dealt._replace(utility=objects.utility(self.imagenet, self._evaluated.part))
+
+    @property
+    def _evaluated(self) -> Evaluated:
+        published = self.protocol == "published"
+        part: objects.Part = self.utility or ("twentieth" if published else "all")
+        templates: objects.Templates = self.templates or ("simple" if published else "openai")
+        return Evaluated(part, templates)
 
     def _tars(self, request_id: str) -> TarPair:
         forget = None
@@ -190,8 +223,15 @@ class CelebA:
         _check_seed(base_seed)
         dealt, names = self._dealt(request_id), known(self.data).names
         own = original(self._weights)
-        utility = None if self.imagenet is None else objects.candidates(own)
+        utility = None if self.imagenet is None else objects.candidates(own, self._evaluated.templates)
         return Setting(own, _candidates(own, names), names, dealt, utility)
+
+
+class Evaluated(NamedTuple):
+    """How the utility is measured."""
+
+    part: objects.Part
+    templates: objects.Templates
 
 
 class TarPair(NamedTuple):
@@ -328,12 +368,13 @@ def _dealt(data: str, target: int, n_own: int, n_others: int) -> Dealt:
 
 @cache
 def _published(data: str, target: int) -> Dealt:
-    """Everyone's pictures, all of them, for search and report; the target's among those of the frequent names."""
+    """Everyone's pictures, all of them, for search and report; searches retain the target among the frequent names."""
     people = known(data)
     _check_enough(people, target, 1)
     own = _own(data, target)[0].whole()
-    shown = Pair(own, people.gallery.only(_frequent(people)).whole())
-    return Dealt((target,), Pair(own, _but(_first(people, people.turn >= 0), target)), shown, shown)
+    kept = people.gallery.only(_frequent(people))
+    train = Pair(own, _but(_first(people, people.turn >= 0), target))
+    return Dealt((target,), train, Pair(own, kept.whole()), Pair(own, _but(kept, target)))
 
 
 def _own(data: str, target: int) -> tuple[Gallery, np.ndarray]:

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import importlib.util
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from pydantic import PositiveInt
 
 from slugbench.bench import Gate, Listed, Size, Trial, UsageError, Wanted, digest, task
 from slugbench.bench.registry import did_you_mean
 
-from ._image_folders import Dealt, Gallery, Pair, and_more, deal, folders_in, pictures_in, turns
+from ._image_folders import Dealt, Gallery, Pair, Shown, and_more, deal, folders_in, pictures_in, turns
 from ._open_clip import Candidates, Original, Setting, Weights, activation_gate, original
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ PARTS = 3
 """To test, to search with, and to train on."""
 RETAINED = 8_000
 """Pictures to retain: as many as LAION's first shard gave Cai et al. (their 00000.tar, 7,972)."""
-TESTED_A_CLASS, SEARCHED_A_CLASS = 5, 2
-"""Retained test and validation pictures of a class: of fifty a search cannot run a third each time."""
-Templates = Literal["simple", "openai"]
+SEARCHED_A_CLASS = 2
+"""Retained validation pictures of a class: of fifty a search cannot run a third each time."""
+Templates = Literal["single", "simple", "openai"]
+"""`a photo of a {}.` alone; open_clip's seven; its eighty."""
+Part = Literal["all", "twentieth"]
+"""Of ImageNet's pictures, for the utility of models that are to forget something else."""
 
 
 @task("imagenet")
@@ -47,15 +51,24 @@ Templates = Literal["simple", "openai"]
 class ImageNet:
     """Forgetting an object that a downloaded CLIP knows; needs ImageNet's validation pictures.
 
-    Pictures of each class are dealt into test, validation and train, by their names alone. Classes that share a name are
-    one candidate, so that of ImageNet's 1,000 there are 998.
+    Pictures are dealt by their names alone: the target's into three parts, to test, to search with and to train on; of
+    every other class two are searched with, nine trained on, and the rest, 39 of 50, asked about. Classes that share a name
+    are one candidate, so that of ImageNet's 1,000 there are 998.
+
+    The utility over the other classes is `ra@1` and `ra@5`. There is no `util@1` beside them: it could only be of the same
+    pictures, and boards would count that number twice.
 
     Args:
         data: the folder that holds `val/<wnid>/*.JPEG`, as torchvision's `ImageFolder` reads it.
         model: an architecture of open_clip.
         pretrained: a tag of open_clip, a file of weights, or a folder of the Hugging Face hub.
-        quickgelu: the activation; None is the one that the weights were trained with, where that is known.
-        templates: `simple`, seven of open_clip's, or `openai`, all eighty, which take eleven times as long.
+        quickgelu: the activation; None is the one that the weights were trained with, where that is known (a file does not
+            say), else the one that the architecture's name says.
+        templates: what names are said in, to answer, search and train: `single`, `a photo of a {}.`; `simple`, open_clip's
+            seven; or `openai`, its eighty, which take eleven times as long whenever the text tower is edited.
+        asked: pictures of each retained class that are asked about, at most; None is all. Pictures lie decoded in the cache,
+            0.15 MB each at 224 pixels: 7.5 GB of ImageNet's 50,000, which `celeba`'s utility then finds there. None of them
+            stay in memory.
     """
 
     data: str = "data/ImageNet"
@@ -63,6 +76,7 @@ class ImageNet:
     pretrained: str = "laion400m_e32"
     quickgelu: bool | None = None
     templates: Templates = "simple"
+    asked: PositiveInt | None = None
 
     base_seeds: ClassVar[tuple[int, ...]] = (0,)
     preload: ClassVar[tuple[str, ...]] = ("open_clip",)
@@ -116,7 +130,7 @@ class ImageNet:
             raise UsageError(
                 f"imagenet has no request '{request_id}'{did_you_mean(request_id, targets)}; it has {', '.join(targets)}."
             )
-        return _dealt(self.data, names().index(targets[request_id]))
+        return _dealt(self.data, names().index(targets[request_id]), self.asked)
 
     def _setting(self, request_id: str, base_seed: int) -> Setting:
         _check_seed(base_seed)
@@ -164,15 +178,18 @@ def wnids() -> tuple[str, ...]:
     return tuple((Path(package.submodule_search_locations[0]) / "data/_info/imagenet_synsets.txt").read_text().split())
 
 
-def candidates(own: Original, templates: Templates = "simple") -> Candidates:
-    """All names in all templates."""
-    made = _metadata()[{"simple": "SIMPLE_IMAGENET_TEMPLATES", "openai": "OPENAI_IMAGENET_TEMPLATES"}[templates]]
-    return _candidates(own, tuple(tuple(template(name) for template in made) for name in names()))
-
-
 @cache
-def _candidates(own: Original, prompts: tuple[tuple[str, ...], ...]) -> Candidates:
-    return Candidates(prompts, own.tokenize)
+def candidates(own: Original, templates: Templates) -> Candidates:
+    """All names in all templates."""
+    made = _templates(templates)
+    return Candidates([[template(name) for template in made] for name in names()], own.tokenize)
+
+
+def _templates(chosen: Templates) -> Sequence[Callable[[str], str]]:
+    if chosen == "single":
+        return ("a photo of a {}.".format,)  # of Radford et al., section 3.1.4
+    found: Sequence[Callable[[str], str]] = _metadata()[f"{chosen.upper()}_IMAGENET_TEMPLATES"]
+    return found
 
 
 # ---------------------------------------------------------------- pictures
@@ -244,7 +261,20 @@ def five_percent(n: int) -> np.ndarray:
 
 
 @cache
-def _dealt(data: str, target: int) -> Dealt:
+def utility(data: str, part: Part) -> Shown:
+    """The pictures on which the utility of a model is measured that is to forget something else.
+
+    Of all there are, pixels and embeddings in the cache are one file each, whatever a trial takes of them.
+    """
+    gallery = listing(data).gallery
+    if part == "all":
+        return gallery.whole()
+    n = len(gallery.names)
+    return gallery.only(np.isin(np.arange(n), five_percent(n))).whole()
+
+
+@cache
+def _dealt(data: str, target: int, asked: int | None) -> Dealt:
     """Which pictures serve for what, the target being a candidate: a third of its own to test, search with and train on.
 
     Raises:
@@ -254,20 +284,31 @@ def _dealt(data: str, target: int) -> Dealt:
     mine = found.gallery.label == target
     if mine.sum() < PARTS:
         raise UsageError(f"'{names()[target]}' has {mine.sum()} pictures under {data}/val; it needs at least {PARTS}.")
-    own, turn = found.gallery.only(mine), found.turn[mine]
     test, validation, train = (
-        Pair(own.where(turn % PARTS == number), kept.where(kept.label != target))
-        for number, kept in enumerate(_retained(data))
+        Pair(_shown(found.gallery, mine & (found.turn % PARTS == number), one=asked is None), _but(kept, target))
+        for number, kept in enumerate(_retained(data, asked))
     )
     return Dealt((target,), train, validation, test)
 
 
 @cache
-def _retained(data: str) -> tuple[Gallery, ...]:
+def _retained(data: str, asked: int | None) -> tuple[Shown, Shown, Shown]:
     """Of every class the pictures to test, to search with, and to train on."""
     found = listing(data)
-    place = found.turn // PARTS
-    a_class = (TESTED_A_CLASS, SEARCHED_A_CLASS, -(-RETAINED // len(names())))
-    return tuple(
-        found.gallery.only((found.turn % PARTS == number) & (place < count)) for number, count in enumerate(a_class)
-    )
+    searched = 1 + PARTS * np.arange(SEARCHED_A_CLASS)
+    trained = 2 + PARTS * np.arange(-(-RETAINED // len(names())))
+    others = np.sort(np.concatenate([searched, trained]))
+    place = found.turn - np.searchsorted(others, found.turn)  # among those that are neither
+    tested = ~np.isin(found.turn, others) & (place < (asked or np.inf))
+    parts = (tested, np.isin(found.turn, searched), np.isin(found.turn, trained))
+    test, validation, train = (_shown(found.gallery, part, one=asked is None) for part in parts)
+    return test, validation, train
+
+
+def _shown(gallery: Gallery, chosen_N: np.ndarray, *, one: bool) -> Shown:
+    """Those pictures: of the one gallery that is then kept for all that is asked, or of one of their own."""
+    return gallery.where(chosen_N) if one else gallery.only(chosen_N).whole()
+
+
+def _but(shown: Shown, target: int) -> Shown:
+    return Shown(shown.gallery, shown.rows[shown.label != target])

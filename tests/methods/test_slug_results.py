@@ -30,7 +30,7 @@ def test_of_each_person_the_edit_of_least_forget_then_most_imagenet_accuracy_is_
     by = {(result.request, result.method): result for result in found.results}
     assert set(by) == {(person, method) for person in ("Elon_Musk", "Taylor_Swift") for method in ("slug", "original")}
     musk = values(by["Elon_Musk", "slug"])
-    expected = {"fa@1": 0.0, "fa@5": 0.0, "ra@1": 0.58, "ra@5": 0.8, "util@1": 0.5996, "util@5": 0.853, "mia_cc3m": 0.7125}
+    expected = {"fa@1": 0.0, "fa@5": 0.0, "ta@1": 0.58, "ta@5": 0.8, "util@1": 0.5996, "util@5": 0.853, "mia_cc3m": 0.7125}
     assert musk == pytest.approx(expected)
     notes = {value.note for value in by["Elon_Musk", "slug"].values}
     assert notes == {f"{OTHER}, ratio -0.125, evaluation 2 of 3"}

@@ -36,6 +36,17 @@ def test_zero_shot_accuracies_are_macro_averages_worked_by_hand():
     assert (got["ra@1"].n_images, got["ra@1"].n_units) == (5, 3)
 
 
+def test_frequent_concepts_are_counted_with_the_target_if_it_is_one_of_them():
+    asked = outcome("clip", [0, 4, 0, 1, 0, 0, 5, 0, 7])
+    asked.trial.questions["frequent"] = np.array([1, 1, 1, 1, 0, 0, 1, 0, 0], bool)
+    got = by_name(ZeroShot()(asked))
+    # ranks of units: 0, the target, (1 + 0)/2; 1 -> (1 + 0)/2; 2 is not frequent; 3 -> 0
+    assert got["ta@1"].value == pytest.approx(1 / 3) and got["ra@1"].value == pytest.approx((0.5 + 1 + 0) / 3)
+    assert got["ta@5"].value == pytest.approx(2 / 3) and got["ta@1"].n_units == 3
+    asked.trial.questions["frequent"][:2] = False
+    assert by_name(ZeroShot()(asked))["ta@1"].value == pytest.approx((0.5 + 0) / 2)
+
+
 def test_near_gap_is_what_neighbours_lost_beyond_the_others():
     # near: 1 -> 0 (lost 1); far: unit 2 lost half, unit 3 nothing: lost 0.25
     got = by_name(ZeroShot()(outcome("clip", [9, 9, 5, 5, 0, 5, 0, 0, 0])))

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slugbench.bench import MissingData, MissingDependency, TwoTowers, UsageError
+from slugbench.bench import MissingData, MissingDependency, Outcome, TwoTowers, UsageError
 from slugbench.bench.errors import DiskTrouble
 from slugbench.methods.slug import Slug
-from slugbench.tasks import _open_clip, celeba
+from slugbench.metrics.accuracy import ZeroShot
+from slugbench.tasks import _open_clip, celeba, imagenet
 from slugbench.tasks._image_folders import turns
 from slugbench.tasks.celeba import CelebA
 
@@ -120,9 +121,24 @@ def test_as_published_all_pictures_are_searched_and_reported_and_the_target_is_a
     files.sort()
     true = [miniature.PEOPLE[(int(file.stem) - 1) % len(miniature.PEOPLE)].replace("_", " ") for file in files]
     expected = ranks_by_open_clip(saved["pt"], files, true, names)
-    assert np.array_equal(trial.original["rank"][asked["split"] == "retain"], expected)
+    others = np.array([name != "Elon Musk" for name in true])
+    assert np.array_equal(trial.original["rank"][asked["split"] == "retain"], expected[others]) and not others.all()
     assert trial.request.validate(trial.request.model).retain == pytest.approx((expected == 0).mean())
-    assert "Elon Musk" in true
+
+
+def accuracies(trial: Any, right: Any) -> dict[str, float | None]:
+    """Of a model that is right about those questions."""
+    answers = {**trial.original, "rank": np.where(right, 0, 9)}
+    return {value.name: value.value for value in ZeroShot()(Outcome(trial, answers, ()))}
+
+
+@pytest.mark.parametrize("protocol", ["default", "published"])
+def test_accuracy_over_the_frequent_names_is_given_with_the_target_and_without(protocol, task):
+    """A model that forgot the target alone loses one of ten names, if the target is one of them."""
+    for request, rest in (("Elon_Musk", (len(miniature.FREQUENT) - 1) / len(miniature.FREQUENT)), ("Jeff_Bezos", 1.0)):
+        trial = replace(task, protocol=protocol).build(request, 0)
+        found = accuracies(trial, trial.questions["split"] != "forget")
+        assert (found["fa@1"], found["ra@1"], found["ta@1"]) == (0, 1, pytest.approx(rest))
 
 
 def test_sizes_are_those_of_the_questions(task):
@@ -187,14 +203,27 @@ def test_slug_edits_models_of_transformers_under_their_own_names(variant, task, 
     assert {"vision_model", "text_model", "visual_projection", "text_projection"} >= {name.split(".")[0] for name in changed}
 
 
-@pytest.mark.parametrize("kind", ["pt", "open_clip folder", "transformers"])
-def test_the_activation_can_be_chosen_and_is_shown(kind, task, saved, tmp_path):
+# transformers' own CLIP has QuickGELU, open_clip's configuration GELU
+@pytest.mark.parametrize(("kind", "matches"), [("pt", (None, None)), ("open_clip folder", (1, 0)), ("transformers", (0, 1))])
+def test_the_activation_can_be_chosen_and_is_shown(kind, matches, task, saved, tmp_path):
     where = miniature.hugging_face(tmp_path / "hub") if kind == "transformers" else saved[kind]
     tasks = [replace(task, pretrained=str(where), quickgelu=quick) for quick in (False, True)]
     plain, quick = (one.build("Elon_Musk", 0) for one in tasks)
     assert not np.allclose(plain.original["cosine"], quick.original["cosine"])
-    assert "runs with QuickGELU" in tasks[1].gates([], [0])[0].note
+    gates = [one.gates([], [0])[0] for one in tasks]
+    assert "runs with QuickGELU" in gates[1].note and all(gate.ok for gate in gates)
+    assert tuple(gate.value for gate in gates) == matches
     assert tasks[0].fingerprint("Elon_Musk", 0) != tasks[1].fingerprint("Elon_Musk", 0)
+
+
+def test_of_a_file_nobody_knows_the_activation_and_the_gate_says_how_to_choose(task, monkeypatch):
+    tags = {"of_quick": {"quick_gelu": True}, "of_plain": {}}
+    monkeypatch.setattr(_open_clip, "_table", lambda: {miniature.ARCHITECTURE: tags})
+    gate, chosen = (replace(task, quickgelu=quick).gates([], [0])[0] for quick in (None, False))
+    assert gate.value is chosen.value is None
+    said = "runs with GELU; no file of weights says what it was trained with"
+    assert chosen.note == said and gate.note.startswith(said)
+    assert "quickgelu=true if it is a copy of open_clip's of_quick, or of others" in gate.note
 
 
 @pytest.mark.slow
@@ -263,10 +292,11 @@ def test_checksums_tell_weights_apart_and_not_devices_or_layouts():
 
 def test_the_unedited_model_has_to_have_the_published_accuracy(task, tmp_path, monkeypatch):
     folder = miniature.imagenet(tmp_path / "ImageNet")
-    trial = replace(task, imagenet=str(folder)).build("Elon_Musk", 0)
+    task = replace(task, imagenet=str(folder), templates="single")
+    trial = task.build("Elon_Musk", 0)
     utility = trial.questions["split"] == "utility"
     top1 = float((trial.original["rank"][utility] == 0).mean())
-    setting = replace(task, imagenet=str(folder))._setting("Elon_Musk", 0)
+    setting = task._setting("Elon_Musk", 0)
     assert celeba.published_gate(task._weights, setting) == []  # of which no number is known
     for published, ok in ((top1 + 0.004, True), (top1 + 0.1, False)):
         monkeypatch.setitem(celeba.PUBLISHED_UTILITY, (task.model, task.pretrained, False), published)
@@ -361,20 +391,76 @@ def test_without_webdataset_the_cell_is_skipped_with_the_extra_to_install(task, 
 # ---------------------------------------------------------------- utility
 
 
-def test_imagenet_is_the_utility_where_its_folder_is_given(task, tmp_path):
+@pytest.mark.parametrize(("part", "share"), [("all", 1), ("twentieth", 0.05)])
+def test_imagenet_is_the_utility_where_its_folder_is_given(part, share, task, tmp_path):
     folder = miniature.imagenet(tmp_path / "ImageNet")
-    trial = replace(task, imagenet=str(folder)).build("Elon_Musk", 0)
+    trial = replace(task, imagenet=str(folder), utility=part, templates="single").build("Elon_Musk", 0)
     utility = trial.questions["split"] == "utility"
     n_pictures = len(miniature.WNIDS) * miniature.A_CLASS
-    assert utility.sum() == int(0.05 * n_pictures)
+    assert utility.sum() == int(share * n_pictures)
     names = trial.questions["unit"][~utility]
     assert not set(trial.questions["unit"][utility]) & set(names)
+    assert not trial.questions["frequent"][utility].any()
+
+
+def test_by_default_all_of_imagenet_is_asked_in_eighty_templates_and_as_published_a_twentieth_in_seven(
+    task, tmp_path, monkeypatch
+):
+    import open_clip
+
+    folder = str(miniature.imagenet(tmp_path / "ImageNet"))
+    found = imagenet.listing(folder)
+    setting = replace(task, imagenet=folder)._setting("Elon_Musk", 0)
+    assert np.array_equal(setting.dealt.utility.index, np.arange(len(found.turn)))
+    assert setting.utility.prompts[0] == [template("tench") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    monkeypatch.setattr(imagenet, "listing", lambda data: found._replace(classes=1000))
+    setting = replace(task, imagenet=folder, protocol="published")._setting("Elon_Musk", 0)
+    expected = np.sort(np.random.RandomState(0).permutation(len(found.turn))[: int(0.05 * len(found.turn))])
+    assert np.array_equal(setting.dealt.utility.index, expected)
+    assert setting.utility.prompts[0] == [template("tench") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES]
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"protocol": "published", "utility": "all"}, "evaluates with utility=twentieth, not all; leave one of the two out"),
+        ({"protocol": "published", "templates": "openai"}, "evaluates with templates=simple, not openai"),
+        ({"imagenet": None, "utility": "all"}, "utility=all is about ImageNet's pictures; .* as imagenet=DIR"),
+    ],
+    ids=["part", "templates", "no folder"],
+)
+def test_the_utility_is_not_measured_otherwise_than_said(params, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        CelebA(**{"imagenet": "data/ImageNet", **params})
+    CelebA(imagenet="data/ImageNet", protocol="published", utility="twentieth", templates="simple")
+
+
+def test_the_published_utility_needs_all_classes(task, tmp_path):
+    folder = miniature.imagenet(tmp_path / "ImageNet")
     with pytest.raises(UsageError, match=r"all 1,000 classes of ImageNet; .* has 12"):
         replace(task, imagenet=str(folder), protocol="published").sizes("Elon_Musk")
 
 
+def test_the_utility_runs_no_picture_after_an_edit_of_text_and_holds_no_pixels(task, tmp_path, monkeypatch):
+    import torch
+
+    folder = miniature.imagenet(tmp_path / "ImageNet")
+    trial = replace(task, imagenet=str(folder), templates="single").build("Elon_Musk", 0)
+    model = trial.request.model
+    utility = np.flatnonzero(trial.questions["split"] == "utility")
+    calls = Calls(model, monkeypatch)
+    with torch.no_grad():
+        model.text_projection.mul_(-1)
+        assert len(trial.answer(model, utility)["rank"]) == 72 and set(calls.counts) == {"encode_text"}
+        model.visual.proj.mul_(-1)
+    np.testing.assert_allclose(trial.answer(model, utility)["cosine"], trial.original["cosine"][utility], atol=1e-5)
+    if (maps := Path("/proc/self/maps")).exists():
+        assert "pixels-" not in maps.read_text()
+
+
 def test_masking_a_name_leaves_the_utility_alone(task, tmp_path):
-    trial = replace(task, imagenet=str(miniature.imagenet(tmp_path / "ImageNet"))).build("Elon_Musk", 0)
+    folder = str(miniature.imagenet(tmp_path / "ImageNet"))
+    trial = replace(task, imagenet=folder, templates="single").build("Elon_Musk", 0)
     masked = trial.answer(trial.request.objective.masked(trial.request.model, ("Elon Musk",)))
     utility, forget = (trial.questions["split"] == split for split in ("utility", "forget"))
     assert np.array_equal(masked["rank"][utility], trial.original["rank"][utility])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,28 @@ def test_the_papers_objects_are_tested_and_both_classes_of_sunglasses_are_one(ta
     assert len(ImageNet("nowhere").requests()) == len(imagenet.PAPER) + imagenet.DEV + imagenet.TUNE
 
 
-@pytest.mark.parametrize("templates", ["simple", "openai"])
+def test_what_is_neither_trained_on_nor_searched_with_is_asked_about_as_far_as_one_likes(monkeypatch):
+    """Fifty pictures of each of four classes: two to search with, 8,000 over 998 classes to train on, the rest is 39."""
+    label, turn = np.repeat(np.arange(4), 50), np.tile(np.arange(50), 4)
+    gallery = imagenet.Gallery(Path("nowhere"), [f"{i}.JPEG" for i in range(200)], label, np.arange(200))
+    monkeypatch.setattr(imagenet, "listing", lambda data: imagenet.Listing(gallery, turn, 4))
+    for asked, counts in ((None, (39, 2, 9)), (5, (5, 2, 9)), (100, (39, 2, 9))):
+        dealt = imagenet._dealt("fifty", 2, asked)
+        kept = [pair.retain for pair in (dealt.test, dealt.validation, dealt.train)]
+        assert [Counter(part.label.tolist()) for part in kept] == [dict.fromkeys((0, 1, 3), count) for count in counts]
+        parts = [part.index for pair in (dealt.test, dealt.validation, dealt.train) for part in pair]
+        assert len(np.unique(np.concatenate(parts))) == sum(map(len, parts)) == 3 * sum(counts) + 50
+
+
+def test_all_that_is_asked_about_is_kept_as_one(task):
+    dealt = task._dealt("basketball")
+    one = imagenet.utility(task.data, "all").gallery
+    assert all(shown.gallery is one for pair in (dealt.test, dealt.validation) for shown in pair)
+    few = replace(task, asked=1)._dealt("basketball")
+    assert len(few.test.retain.gallery.names) == len(few.test.retain.rows) + 1 == 11  # of both sunglasses one
+
+
+@pytest.mark.parametrize("templates", ["single", "simple", "openai"])
 def test_answers_are_those_of_open_clips_own_classifier(templates, task, weights):
     import open_clip
     import torch
@@ -92,13 +114,14 @@ def test_answers_are_those_of_open_clips_own_classifier(templates, task, weights
 
     trial = replace(task, templates=templates).build("basketball", 0)
     clip, _, transform = open_clip.create_model_and_transforms(miniature.ARCHITECTURE, pretrained=str(weights))
-    made = {"simple": open_clip.SIMPLE_IMAGENET_TEMPLATES, "openai": open_clip.OPENAI_IMAGENET_TEMPLATES}[templates]
+    made = {"simple": open_clip.SIMPLE_IMAGENET_TEMPLATES, "openai": open_clip.OPENAI_IMAGENET_TEMPLATES}
+    made["single"] = (lambda name: f"a photo of a {name}.",)
     some = sorted({*trial.questions["label"].tolist(), *range(0, 998, 100)})  # of all it would take a minute
     tokenize = open_clip.get_tokenizer(miniature.ARCHITECTURE)
     files = imagenet.listing(task.data).gallery.files
     with torch.no_grad():
         names = [imagenet.names()[label] for label in some]
-        classifier = open_clip.build_zero_shot_classifier(clip.eval(), tokenize, names, made)
+        classifier = open_clip.build_zero_shot_classifier(clip.eval(), tokenize, names, made[templates])
         image = [transform(Image.open(files[index])) for index in trial.questions["index"]]
         cosines = clip.encode_image(torch.stack(image), normalize=True) @ classifier
     own = torch.tensor([some.index(label) for label in trial.questions["label"]])
