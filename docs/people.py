@@ -124,7 +124,7 @@ def ran(arguments: argparse.Namespace) -> Path:
         write_imagenet(objects)
     if not weights.is_file():
         write_weights(arguments.model, data, weights)
-    task = f"celeba:data={data},model={arguments.model},pretrained={weights},imagenet={objects}"
+    task = f"celeba:data={data},model={arguments.model},pretrained={weights},imagenet={objects},templates=single"
     suite = work / "people.toml"
     suite.write_text(
         f'name = "people"\ntasks = ["{task}"]\nmethods = {list(METHODS)!r}\nrequests = 1\nthreads = {arguments.threads}\n'
