@@ -422,6 +422,9 @@ def _check_gates(cells: Sequence[Cell], store: Store, settings: Settings) -> Non
     _record_gates(store, found)
     _refuse_failed(found)
     print(f"gates: {len(found)} passed")
+    for gate in found:
+        if gate["value"] is None:  # what nobody knows the user may
+            print(f"  {_gate(gate)}")
 
 
 def _check_gates_after(cells: Sequence[Cell], store: Store, frame: pd.DataFrame) -> None:
