@@ -107,7 +107,7 @@ def coverage() -> pd.DataFrame:
             x = rng.normal(size=n_units)[:, None] + rng.normal(size=(n_units, 20))
             arrays = {"x": x.ravel(), "unit": np.repeat(np.arange(n_units), 20)}
             value = Value("v", float(x.mean()), arrays=arrays, n_units=n_units)
-            held += _holds(cell_interval(value, resamples=500))
+            held += _holds(cell_interval(value))
         lines.append(_line(f"one cell, {n_units} concepts of 20 images that vary together", held, SIMULATIONS))
     return pd.DataFrame(lines)
 
