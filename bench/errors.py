@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class SlugbenchError(Exception):
     """Base of every exception raised on purpose; its message is one sentence meant for the user."""
@@ -17,6 +19,15 @@ class UsageError(SlugbenchError):
 
 class MissingData(UsageError):
     """What a task runs on is not there, or not as it has to be: data, weights or trained models. Exit code 2."""
+
+
+class NotFetched(MissingData):
+    """What a task runs on is not on this machine, and a run fetches it. Exit code 2."""
+
+    def __init__(self, sentence: str, fetch: Callable[[], object]) -> None:
+        super().__init__(sentence)
+        self.fetch = fetch
+        """Gets it over the network, and says so while it does; raises `UsageError` where it cannot."""
 
 
 class GateError(SlugbenchError):
