@@ -35,10 +35,11 @@ results: $(VENV)/installed
 	$(BIN)/python docs/calibration.py runs/standard --out docs/calibration.md
 	$(BIN)/python .ci/readme.py "results=$(RESULTS)/standard/leaderboard.txt#identities: single requests"
 
+# First what needs no GPU.
 costs: $(VENV)/installed
+	$(BIN)/python docs/costs.py people
 	$(BIN)/python docs/costs.py clip --device $(DEVICE)
 	$(BIN)/python docs/costs.py sd --device $(DEVICE)
-	$(BIN)/python docs/costs.py people
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("slugbench needs Python 3.11 or newer; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
