@@ -143,6 +143,7 @@ class Headings(HTMLParser):
         self.opened += tag == "table"
 
     def handle_endtag(self, tag):
+        self.inside = False
         self.closed += tag == "table"
 
     def handle_data(self, data):
