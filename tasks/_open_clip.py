@@ -159,9 +159,10 @@ class Weights:
             return looked_at(self.local, f"weights of {self.model}, as pretrained= says{self._gelu()}", self._counted)
         found = tag(self.model, self.pretrained)
         trained = f"trained with {'QuickGELU' if found.quick_gelu else 'GELU'}"
+        fetches = "HF_HUB_OFFLINE is set: nothing" if _offline() else "`slugbench run`"
         note = (
             f"{self.model} weights '{self.pretrained}', {trained}{self._gelu()}{_size(self.model)}, "
-            f"licence at {found.page}; `slugbench run` fetches them to here"
+            f"licence at {found.page}; {fetches} fetches them to here"
         )
         return Wanted(Path(found.file or found.folder), found.file is not None, note)
 
@@ -348,10 +349,15 @@ def _downloaded(model: str, name: str, known: Tag) -> str:
     return str(found["file"])
 
 
-def _refuse_offline(model: str, name: str, known: Tag) -> None:
+def _offline() -> bool:
+    """Whether the environment forbids downloads, by the hub's own variable."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _refuse_offline(model: str, name: str, known: Tag) -> None:
+    if _offline():
         raise UsageError(
             f"weights '{name}' of {model} are not in {known.folder}, and HF_HUB_OFFLINE is set, so that they are not "
             f"downloaded from {known.page}; unset it to have `slugbench run` fetch them, or give pretrained=FILE."
