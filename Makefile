@@ -35,6 +35,7 @@ results: $(VENV)/installed
 	$(BIN)/python docs/calibration.py runs/standard --out docs/calibration.md
 	$(BIN)/python .ci/readme.py "results=$(RESULTS)/standard/leaderboard.txt#identities: single requests"
 
+# First what needs no GPU.
 costs: $(VENV)/installed
 	$(BIN)/python docs/people.py
 	$(BIN)/python docs/costs.py clip --device $(DEVICE)

@@ -4,7 +4,7 @@ Authors of plug-ins import everything they need from here.
 """
 
 from .artifacts import cached, digest, file_digest, gathered
-from .errors import BudgetExceeded, GateError, MissingData, MissingDependency, SlugbenchError, UsageError
+from .errors import BudgetExceeded, GateError, MissingData, MissingDependency, NotFetched, SlugbenchError, UsageError
 from .provenance import RESULT_VERSION
 from .registry import importer, method, metric, report, task
 from .splits import TensorSplit
@@ -51,6 +51,7 @@ __all__ = [
     "MissingDependency",
     "Model",
     "Noised",
+    "NotFetched",
     "Objective",
     "Outcome",
     "Request",

@@ -16,15 +16,19 @@ from .registry import did_you_mean
 from .types import STATUSES
 
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 128 + signal.SIGPIPE  # as shells say of any program that ends so
 DEFAULT_FORMATS = "html,md,csv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 good, 2 bad usage, 3 some cells not ok, 4 a gate failed, 130 interrupted."""
+    """Entry point; returns the exit code: 0 good, 2 bad usage, 3 some cells not ok, 4 a gate failed, 130 interrupted, 141
+    nobody reads what it prints any more."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         arguments = parser().parse_args(argv)
-        return arguments.run(arguments)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()  # here, where a reader who left is noticed
+        return code
     except SlugbenchError as error:
         print(f"slugbench: {error}", file=sys.stderr)
         return error.exit_code
@@ -34,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"slugbench: {error.filename} is missing; put it back, or see `slugbench doctor`.", file=sys.stderr)
         return UsageError.exit_code
-    except BrokenPipeError:  # `slugbench list | head`
+    except BrokenPipeError:  # `slugbench run ... | head`, which stops with its reader; cells may be missing or not ok
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if arguments.run in (commands.run, commands.tune):
+            print("slugbench: stopped, as nobody reads what it prints; the same command goes on from here.", file=sys.stderr)
+        return EXIT_UNREAD
 
 
 def _interrupt(*_: object) -> NoReturn:

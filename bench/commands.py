@@ -16,13 +16,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .errors import GateError, UsageError
+from .errors import GateError, NotFetched, UsageError
 from .registry import KINDS, REGISTRY, is_file, load, parse_spec, parse_specs
 from .types import STATUSES
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .errors import MissingData
     from .forecast import Forecast
     from .plan import Cell, Suite, Variants
     from .runner import Finished, Job, Settings
@@ -68,7 +69,7 @@ def _print_entry(kind: Any, name: str) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """`slugbench plan`: 2 when a task lacks what it runs on; what the others come to is told all the same."""
+    """`slugbench plan`: 2 when a task lacks what it runs on and no run fetches; all cells are told all the same."""
     from .tuning import variants
 
     load(arguments.plugin)
@@ -81,19 +82,19 @@ def _print_plan(suite: Suite, device: str, variants: Variants, out: Path | None)
     from .plan import expand
     from .store import read_cell
 
-    missing: dict[str, str] = {}
+    missing: dict[str, MissingData] = {}
     cells = expand(suite, device=device, variants=variants, missing=missing)
     done: dict[str, dict[str, Any]] = {}
     if out is not None:
         found = {cell.name: read_cell(out / "cells" / cell.name, out / "arrays") for cell in cells}
         done = {cell.name: record for cell in cells if (record := found[cell.name]) and record["key"] == cell.key}
-    without = f", without {len(missing)} of {len(suite.tasks)} tasks, which cannot run yet:" if missing else ""
-    print(f"suite {suite.name}: {len(cells)} cells on {device}, {len(done)} done{without}")
-    for task, sentence in missing.items():
-        print(f"  {task}: {sentence}")
+    lacking = f"; {len(missing)} of {len(suite.tasks)} tasks lack something yet:" if missing else ""
+    print(f"suite {suite.name}: {len(cells)} cells on {device}, {len(done)} done{lacking}")
+    for task, error in missing.items():
+        print(f"  {task}: {error}")
     if not cells:
         return UsageError.exit_code
-    print(_time_sentence(forecast.forecast(cells, done), _places(suite, device)))
+    print(_time_sentence(forecast.forecast(cells, done), _places(suite, device), suite.timeout))
     print(f"  limits: {suite.timeout:g} s and {suite.memory:g} GB a cell, {suite.threads} thread(s)")
     for (task, request, pool), n in Counter((cell.task, cell.request, cell.pool) for cell in cells).items():
         print(f"  {task:<12} {request:<20} {pool:<6} {n} cells")
@@ -101,7 +102,7 @@ def _print_plan(suite: Suite, device: str, variants: Variants, out: Path | None)
     print("\n".join(f"  {line}" for line in power.assumptions()))
     for comparison in power.comparisons(cells):
         print("\n".join(f"  {line}" for line in power.sentences(comparison)))
-    return UsageError.exit_code if missing else 0
+    return 0 if all(isinstance(error, NotFetched) for error in missing.values()) else UsageError.exit_code
 
 
 def reproduce(arguments: argparse.Namespace) -> int:
@@ -146,14 +147,23 @@ def _writing(what: str) -> Iterator[None]:
         raise UsageError(f"cannot write {what} ({error.strerror or error}); choose another --out.") from error
 
 
-def _time_sentence(found: Forecast, places: int) -> str:
+def _time_sentence(found: Forecast, places: int, timeout: float) -> str:
+    """How long it takes; of cells like which none was timed no more is known than when they are killed."""
+    most = f"{found.unknown} cells are of kinds never timed: at most {_duration(found.unknown * timeout / places)}, "
+    most += f"{places} at a time, since none may take more than {_duration(timeout)}"
     if not found.seconds:
-        return "  time: nothing is known of such cells; it will be when some are done" if found.unknown else "  time: none"
-    minutes = math.ceil(found.seconds / places / 60)
-    about = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        return f"  time: {most}; better known when some are done" if found.unknown else "  time: none"
     by = "as the cells that are done were" if found.measured else "as where the suites were timed, a CPU"
-    unknown = f"; not counting {found.unknown} cells of which nothing is known" if found.unknown else ""
-    return f"  time: about {about} for the rest, {places} at a time, if they are as fast {by}{unknown}"
+    about = f"about {_duration(found.seconds / places)} for the rest, {places} at a time, if they are as fast {by}"
+    return f"  time: {about}" + (f"; besides, {most}" if found.unknown else "")
+
+
+def _duration(seconds: float) -> str:
+    """In minutes, hours or days, rounded up."""
+    minutes = math.ceil(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{math.ceil(minutes / 6) / 10:g} h" if minutes < 72 * 60 else f"{math.ceil(minutes / 1440)} days"
 
 
 # ---------------------------------------------------------------- run, tune
@@ -161,13 +171,12 @@ def _time_sentence(found: Forecast, places: int) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """`slugbench run`: gates, missing cells, table, report."""
-    from .plan import expand
     from .tuning import variants
 
     load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
     suite, device, reports = _suite(arguments), _device_there(arguments), _reports(f"text,{arguments.format}")
     choices = _tuned(arguments)
-    cells = expand(suite, device=device, variants=variants(choices))
+    cells = _fetched(suite, device=device, variants=variants(choices))
     settings = _settings(arguments, suite, cells, device)
     with _store(arguments.out, suite, device) as store:
         jobs = _missing(cells, store, arguments.retry)
@@ -180,14 +189,14 @@ def tune(arguments: argparse.Namespace) -> int:
     import slugbench
 
     from . import tuning
-    from .plan import expand, task_keys
+    from .plan import task_keys
 
     load(_absolute(arguments.plugin), kinds=("method", "task", "metric"))
     suite, device = _suite(arguments), _device_there(arguments)
     drawn = _drawn(suite, arguments.budget, arguments.seed)
     suite = tuning.tuning_suite(suite, list(drawn))
     further = {method: configurations[1:] for method, configurations in drawn.items()}
-    cells = expand(suite, device=device, pool=tuning.POOL, variants=dict.fromkeys(task_keys(suite), further))
+    cells = _fetched(suite, device=device, pool=tuning.POOL, variants=dict.fromkeys(task_keys(suite), further))
     tuning.only_tuning_requests(cells)
     settings = _settings(arguments, suite, cells, device)
     with _store(arguments.out, suite, device) as store:
@@ -205,6 +214,21 @@ def tune(arguments: argparse.Namespace) -> int:
         store.write("tuned.toml", tuning.tuned_toml(found, header))
     print("\n".join([*skipped, *tuning.summary(found), str(arguments.out / "trace.csv"), str(arguments.out / "tuned.toml")]))
     return 0 if all(tried.n_ok == tried.n_cells for trace in found for tried in trace.tried) else EXIT_NOT_ALL_OK
+
+
+def _fetched(suite: Suite, **how: Any) -> list[Cell]:
+    """The cells of a suite, after fetching what its tasks run on, where that is theirs to fetch."""
+    from .plan import expand
+
+    fetched = set[str]()
+    while True:
+        try:
+            return expand(suite, **how)
+        except NotFetched as error:
+            if str(error) in fetched:  # and is not found all the same
+                raise
+            fetched.add(str(error))
+            error.fetch()
 
 
 def _drawn(suite: Suite, budget: int, seed: int) -> dict[str, list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -27,6 +27,15 @@ class MissingData(UsageError):
 
 class DiskTrouble(UsageError):
     """A file of the harness cannot be written, as when the disk is full. Exit code 2, and no row, as of `MissingData`."""
+
+
+class NotFetched(MissingData):
+    """What a task runs on is not on this machine, and a run fetches it. Exit code 2."""
+
+    def __init__(self, sentence: str, fetch: Callable[[], object]) -> None:
+        super().__init__(sentence)
+        self.fetch = fetch
+        """Gets it over the network, and says so while it does; raises `UsageError` where it cannot."""
 
 
 class GateError(SlugbenchError):

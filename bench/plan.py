@@ -110,7 +110,7 @@ class Cell:
     threads: int
     device: str
     key: str
-    """Digest of everything the result depends on; metrics have their own."""
+    """Digest of everything the result depends on; metrics have their own. Empty where its task lacks what it runs on."""
     trial_key: str
     """Digest of everything that its trial depends on."""
     judges: tuple[Judge, ...]
@@ -210,7 +210,7 @@ def expand(
     device: str,
     pool: Pool = REPORTED_POOL,
     variants: Variants = MappingProxyType({}),
-    missing: dict[str, str] | None = None,
+    missing: dict[str, MissingData] | None = None,
 ) -> list[Cell]:
     """All cells of a suite, in the order of its lists; those of further crossings follow.
 
@@ -219,7 +219,7 @@ def expand(
         device: `cpu` or `cuda`.
         pool: where the requests are from, unless the suite names them.
         variants: further parameters of methods, by task; a method to which the suite gives parameters has none.
-        missing: gets, by task, what it lacks, in a sentence; its cells are then left out.
+        missing: gets, by task, the error that says what it lacks; its cells then have no keys.
 
     Raises:
         MissingData: a task lacks what it runs on, and nobody asked for `missing`.
@@ -236,7 +236,9 @@ def expand(
     return list(cells.values())
 
 
-def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants, missing: dict[str, str] | None) -> Iterator[Cell]:
+def _crossed(
+    suite: Suite, device: str, pool: Pool, variants: Variants, missing: dict[str, MissingData] | None
+) -> Iterator[Cell]:
     judges = judges_of(suite.metrics)
     specs = [(parse_spec(text), _source("method", text)) for text in _unique(suite.methods)]
     for text in _unique(suite.tasks):
@@ -249,25 +251,27 @@ def _crossed(suite: Suite, device: str, pool: Pool, variants: Variants, missing:
         ]
         _check_seeds(spec.name, task, suite.base_seeds)
         source = _source("task", text)
+        asked: list[tuple[Listed, int]] = []
+        contents: list[str | None] = []
         try:
             asked = list(product(select(spec.name, task, suite.requests, pool), suite.base_seeds))
+            contents = [None] * len(asked)
             with of_its_data():
                 contents = [task.fingerprint(listed.id, seed) for listed, seed in asked]
         except MissingData as error:
             if missing is None:
                 raise
-            missing.setdefault(text, str(error))
-            continue
+            missing.setdefault(text, error)
         for (listed, base_seed), content in zip(asked, contents, strict=True):
             facts = {
                 **{"task": spec.name, "task_params": params, "task_source": source, "request": listed.id},
                 **{"base_seed": base_seed, "content": content},
                 **{"threads": suite.threads, "device": device, "version": RESULT_VERSION, "libraries": keyed_versions()},
             }
-            trial_key = digest(facts)
+            trial_key = digest(facts) if content is not None else ""
             for (method, method_params, method_source), method_seed in product(methods, suite.method_seeds):
                 with_method = {"method": method.name, "method_params": method_params, "method_source": method_source}
-                key = digest({**facts, **with_method, "method_seed": method_seed})
+                key = digest({**facts, **with_method, "method_seed": method_seed}) if trial_key else ""
                 yield Cell(
                     spec.name, params, listed.id, tuple(listed.targets), listed.pool, base_seed,
                     method.name, method_params, method_seed, suite.threads, device, key, trial_key, judges,

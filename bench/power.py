@@ -20,12 +20,13 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from .errors import UsageError
 from .plan import Cell, kind_of
 from .registry import REGISTRY
-from .types import Sized
+from .types import Size, Sized
 
 ALPHA, POWER = 0.05, 0.8
 WILCOXON = 3 / math.pi
@@ -130,7 +131,7 @@ class Comparison(NamedTuple):
     """See `plan.kind_of`."""
     requests: int
     images: tuple[int, ...]
-    """Of each request, those that forget accuracy is measured on; () where the task cannot say before it is built."""
+    """Of each request, those that forget accuracy is measured on; () where the task cannot say yet."""
     kept: tuple[int, ...]
     """Of each request, the concepts that retained accuracy is averaged over; () likewise."""
     methods: tuple[str, ...]
@@ -156,10 +157,18 @@ def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
 def _comparison(kind: str, cells: Sequence[Cell]) -> Comparison:
     task = REGISTRY.create("task", cells[0].task, cells[0].task_params)
     requests = list(dict.fromkeys(cell.request for cell in cells))
-    sizes = [task.sizes(request) for request in requests] if isinstance(task, Sized) else []
+    sizes = _sizes(task, requests) if isinstance(task, Sized) else []
     images, kept = tuple(size["forget"].images for size in sizes), tuple(size["retain"].units for size in sizes)
     ranked = {(cell.method, str(cell.method_params)) for cell in cells if not REGISTRY.get("method", cell.method).control}
     return Comparison(cells[0].task, kind, len(requests), images, kept, tuple(sorted(method for method, _ in ranked)))
+
+
+def _sizes(task: Sized, requests: Sequence[str]) -> list[Mapping[str, Size]]:
+    """Those of each request; [] where the task cannot say, for want of its data."""
+    try:
+        return [task.sizes(request) for request in requests]
+    except UsageError:
+        return []
 
 
 def sentences(found: Comparison, sds: Sequence[float] = SDS) -> list[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from slugbench.bench import (
     Budget,
     Gate,
     Model,
+    NotFetched,
     Request,
     Scores,
     Split,
@@ -44,6 +46,7 @@ from slugbench.bench.registry import did_you_mean
 from ._clip import NEVER, Captions, Clip, embed_candidates, other_labels, temperature
 from ._gates import at_least
 from ._image_folders import Dealt, Pictures, PictureSplit, Preparation, Shown, and_more, content_digest
+from ._wanted import looked_at
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +75,30 @@ class Tag(NamedTuple):
     source: str
     """Repository and file on the Hugging Face hub, or an address."""
 
+    @property
+    def page(self) -> str:
+        """The address that tells more, the licence among it."""
+        return self.source if "://" in self.source else f"https://huggingface.co/{self.source.rpartition('/')[0]}"
+
+    @property
+    def folder(self) -> Path:
+        """Where open_clip puts the file: in its own cache, or in the one of the Hugging Face hub."""
+        from huggingface_hub import constants
+
+        if "://" in self.source:
+            return Path("~/.cache/clip").expanduser()
+        return Path(constants.HF_HUB_CACHE) / f"models--{self.source.rpartition('/')[0].replace('/', '--')}"
+
+
+GIGABYTES = {"ViT-B-32": 0.61, "ViT-B-16": 0.6, "ViT-L-14": 1.7, "ViT-H-14": 3.9, "ViT-g-14": 5.5, "ViT-bigG-14": 10.2}
+"""What weights of an architecture take at four bytes a parameter; of QuickGELU the same."""
+
+
+def _size(model: str) -> str:
+    """With a comma before it; empty where it is not known."""
+    known = GIGABYTES.get(model.removesuffix("-quickgelu"))
+    return f", about {known:g} GB" if known else ""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -81,7 +108,8 @@ class Weights:
         model: an architecture of open_clip, such as `ViT-B-32`; a folder brings its own.
         pretrained: a tag of open_clip for that architecture; or a file, an open_clip state dict (`.pt`, or a training
             checkpoint) or `.safetensors`; or a folder of the Hugging Face hub's layout, open_clip's
-            (`open_clip_config.json`) or transformers' (`config.json` of a CLIP).
+            (`open_clip_config.json`) or transformers' (`config.json` of a CLIP). A tag is a tag even where a file or folder
+            is called the same, unless a `/` leads to it, as in `./openai`.
         quickgelu: the activation, which no weights tell: True QuickGELU, False GELU. None: the one that the weights were
             trained with as far as that is written anywhere, with the tag or in the folder, else the architecture's.
     """
@@ -94,18 +122,30 @@ class Weights:
     def local(self) -> Path | None:
         """The file or folder, where `pretrained` is no tag."""
         path = Path(self.pretrained)
-        named = "/" in self.pretrained or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}
-        return path if named or path.exists() else None
+        if "/" in self.pretrained or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}:
+            return path
+        return path if path.exists() and self.pretrained not in _table().get(self.model, {}) else None
 
     def digest(self) -> str:
-        """Of the content and of all else that the model's answers depend on; a tag not here yet is downloaded."""
+        """Of the content and of all else that the model's answers depend on.
+
+        Raises:
+            NotFetched: they are not here; a run downloads them.
+            UsageError: there is no such file or tag.
+        """
         content = content_digest(self._files())
         return digest({"content": content, "model": self.model, "quickgelu": self.quickgelu})
 
     def _files(self) -> list[Path]:
         if self.local is None:
-            found = tag(self.model, self.pretrained, download=True)
-            assert found.file is not None  # it was downloaded
+            found = tag(self.model, self.pretrained)
+            if found.file is None:
+                _refuse_offline(self.model, self.pretrained, found)
+                raise NotFetched(
+                    f"weights '{self.pretrained}' of {self.model} are not on this machine; `slugbench run` fetches them"
+                    f"{_size(self.model)}, from {found.page}, or give pretrained=FILE.",
+                    fetch=partial(tag, self.model, self.pretrained, download=True),
+                )
             return [Path(found.file)]
         if not self.local.exists():
             raise UsageError(f"pretrained={self.pretrained} does not exist; give a file, a folder, or a tag of open_clip.")
@@ -116,14 +156,23 @@ class Weights:
     def wanted(self) -> Wanted:
         """The file, for `slugbench doctor`."""
         if self.local is not None:
-            return Wanted(self.local, self.local.exists(), f"weights of {self.model}, as pretrained= says{self._gelu()}")
+            return looked_at(self.local, f"weights of {self.model}, as pretrained= says{self._gelu()}", self._counted)
         found = tag(self.model, self.pretrained)
         trained = f"trained with {'QuickGELU' if found.quick_gelu else 'GELU'}"
+        fetches = "HF_HUB_OFFLINE is set: nothing" if _offline() else "`slugbench run`"
         note = (
-            f"{self.model} weights '{self.pretrained}', {trained}{self._gelu()}, 0.6 GB (ViT-B-32) to 10 GB, licence as at "
-            f"{found.source}; the first run downloads it where there is a network"
+            f"{self.model} weights '{self.pretrained}', {trained}{self._gelu()}{_size(self.model)}, "
+            f"licence at {found.page}; {fetches} fetches them to here"
         )
-        return Wanted(Path(found.file or self.pretrained), found.file is not None, note)
+        return Wanted(Path(found.file or found.folder), found.file is not None, note)
+
+    def _counted(self) -> str:
+        """How large they are, where they are files of our own."""
+        files = self._files()
+        kinds = {file.suffix for file in files}
+        if self.local is not None and self.local.is_dir() and not (".json" in kinds and len(kinds) > 1):
+            raise UsageError("It holds no weights beside an open_clip_config.json or config.json.")
+        return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
 
     def trained_with(self) -> str | None:
         """The activation that the weights were trained with, as their tag or folder says; None of a file, which does not."""
@@ -249,10 +298,8 @@ def tag(model: str, name: str, *, download: bool = False) -> Tag:
             f"{', '.join(known[model]) or 'none'}; or give a file, or a folder of the Hugging Face hub."
         )
     facts = known[model][name]
-    file = _on_this_machine(facts)
-    if file is None and download:
-        file = _downloaded(model, name, _source(facts))
-    return Tag(file, bool(facts.get("quick_gelu")), _source(facts))
+    found = Tag(_on_this_machine(facts), bool(facts.get("quick_gelu")), _source(facts))
+    return found._replace(file=_downloaded(model, name, found)) if found.file is None and download else found
 
 
 def _table() -> dict[str, dict[str, dict[str, Any]]]:
@@ -266,10 +313,12 @@ def _table() -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def _ask_open_clip(code: str, *arguments: str) -> Any:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+def _ask_open_clip(code: str, *arguments: str, shown: bool = False) -> Any:
+    """What a program prints last; `shown`: what it says on standard error while it works is the user's to read."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if shown else subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise UsageError(f"open_clip does not load: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}.")
+        raise UsageError(f"open_clip does not load: {((done.stderr or '').strip().splitlines() or ['it was killed'])[-1]}.")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -292,14 +341,33 @@ def _on_this_machine(facts: Mapping[str, Any]) -> str | None:
     return next((path for path in found if isinstance(path, str)), None)
 
 
-def _downloaded(model: str, name: str, source: str) -> str:
-    found = _ask_open_clip(_DOWNLOAD, model, name)
+def _downloaded(model: str, name: str, known: Tag) -> str:
+    _refuse_offline(model, name, known)
+    print(f"fetching weights '{name}' of {model}{_size(model)}, from {known.page} to {known.folder}", flush=True)
+    found = _ask_open_clip(_DOWNLOAD, model, name, shown=True)
     if "error" in found:
+        first = found["error"].rpartition("Last error: ")[2].partition(". ")[0]
+        reason = shorten(first, 300, placeholder=" ...").rstrip(".")
         raise UsageError(
-            f"weights '{name}' of {model} are not on this machine and cannot be downloaded from {source} "
-            f"({found['error'][:200]}); run this once with a network, or give pretrained=FILE."
+            f"weights '{name}' of {model} are not on this machine and cannot be downloaded from {known.page} ({reason}); "
+            "run this once with a network, or give pretrained=FILE."
         )
     return str(found["file"])
+
+
+def _offline() -> bool:
+    """Whether the environment forbids downloads, by the hub's own variable."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _refuse_offline(model: str, name: str, known: Tag) -> None:
+    if _offline():
+        raise UsageError(
+            f"weights '{name}' of {model} are not in {known.folder}, and HF_HUB_OFFLINE is set, so that they are not "
+            f"downloaded from {known.page}; unset it to have `slugbench run` fetch them, or give pretrained=FILE."
+        )
 
 
 # ---------------------------------------------------------------- models of transformers

@@ -13,7 +13,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import shlex
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +32,7 @@ from ._gates import within
 from ._image_folders import Dealt, Gallery, Pair, PictureSplit, Shown, and_more, deal, folders_in, pictures_in, turns
 from ._open_clip import Candidates, Original, Setting, Weights, activation_gate, original
 from ._pairs import Tars, paired, tar_of, tars_in
+from ._wanted import looked_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +136,7 @@ class CelebA:
         return replace(trial, questions={**asked, "frequent": frequent})
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
-        """Digest of the weights and of all pictures and names, by what they serve for; downloads the weights if need be."""
+        """Digest of the weights and of all pictures and names, by what they serve for. Downloads nothing."""
         _check_seed(base_seed)
         pictures = self._dealt(request_id).contents()  # first: it says what is wrong with the data
         names = [file_digest(Path(self.data) / name) for name in (NAMES, FREQUENT)]
@@ -156,21 +160,15 @@ class CelebA:
 
     def wanted(self) -> list[Wanted]:
         """Pictures, names, weights, and what the parameters name besides."""
-        root = Path(self.data)
-        files = {
-            root / IMAGES: "CelebA's 202,599 aligned pictures, 1.4 GB, for non-commercial research, from its authors' page",
-            root / NAMES: f"a name for each picture, 5 MB; {ON_REQUEST}",
-            root / FREQUENT: "100 names, one a line, the most frequent in LAION-400M; in github.com/CSIPlab/SLUG",
-        }
+        found = wanted(Path(self.data))
         if self.forget_data is not None:
-            files |= {
-                tar_of(self.forget_data, request.targets[0]): "WebDataset tar of pairs to forget, from LAION-400M by name"
-                for request in self.requests()
-                if request.pool == "test"
-            }
+            note = "WebDataset tar of pairs to forget, from LAION-400M by name"
+            tars = [tar_of(self.forget_data, name) for name in self._tested()]
+            found += [Wanted(tar, tar.is_file(), note) for tar in tars]
         if self.retain_data is not None:
-            files[Path(self.retain_data)] = "WebDataset tars of pairs to retain, as LAION-400M's 00000.tar by img2dataset"
-        found = [Wanted(path, path.exists(), note) for path, note in files.items()]
+            note = "WebDataset tars of pairs to retain, as LAION-400M's 00000.tar by img2dataset"
+            retain = self.retain_data
+            found.append(looked_at(Path(retain), note, lambda: f"{len(tars_in(retain).files)} tars"))
         return [*found, self._weights.wanted(), *([] if self.imagenet is None else [objects.wanted(self.imagenet)])]
 
     def rebuild(self, folder: Path, *, jobs: int = 1) -> None:
@@ -183,6 +181,13 @@ class CelebA:
         if self.protocol == "published" and self.quickgelu is None and weights.local is None:
             return replace(weights, quickgelu=self.model.endswith("-quickgelu"))
         return weights
+
+    def _tested(self) -> tuple[str, ...]:
+        """Who is tested on; those of the paper as long as the lists of pictures cannot be read."""
+        try:
+            return tuple(request.targets[0] for request in self.requests() if request.pool == "test")
+        except UsageError:
+            return PAPER
 
     def _target(self, request_id: str) -> int:
         targets = {request.id: request.targets[0] for request in self.requests()}
@@ -306,9 +311,8 @@ def known(data: str) -> People:
     names = tuple(sorted({name for _, name in rows}))
     place = {name: label for label, name in enumerate(names)}
     label = np.array([place[name] for _, name in rows])
-    frequent = [line.strip().replace("_", " ") for line in _lines(root / FREQUENT) if line.strip()]
-    if absent := [name for name in frequent if name not in place]:
-        raise UsageError(f"{root / FREQUENT} names people without any picture in {NAMES}: {and_more(absent)}.")
+    frequent = _frequent_names(root)
+    _check_frequent(root, frequent, place)
     gallery = Gallery(root / IMAGES, [file for file, _ in rows], label, np.arange(len(rows)))
     return People(names, gallery, tuple(place[name] for name in frequent), turns(gallery.names, label))
 
@@ -322,11 +326,61 @@ def _check_folder(root: Path) -> None:
             raise UsageError(f"{root / IMAGES} holds another {IMAGES}: the pictures lie a folder too deep; move them up.")
         inside = [name for name in folders_in(root) if pictures_in(root / name / IMAGES)]
         hint = f"; it is in {root / inside[0]}, give that" if inside else ""
-        raise UsageError(f"data={root} holds no {IMAGES}/*.jpg{hint}; `slugbench doctor celeba` says what is needed.")
+        raise UsageError(f"data={root} holds no {IMAGES}/*.jpg{hint}; {_doctor(root)} says what is needed.")
     for name in (NAMES, FREQUENT):
         if not (root / name).is_file():
             hint = f"; {ON_REQUEST}" if name == NAMES else ""
-            raise UsageError(f"data={root} holds no {name}{hint}; `slugbench doctor celeba` says what is needed.")
+            raise UsageError(f"data={root} holds no {name}{hint}; {_doctor(root)} says what is needed.")
+
+
+def _doctor(root: Path) -> str:
+    return f"`slugbench doctor {shlex.quote(f'celeba:data={root}')}`"
+
+
+def wanted(root: Path) -> list[Wanted]:
+    """The three things in the folder of the data, for `slugbench doctor`."""
+
+    def pictures() -> str:
+        here = set(os.listdir(root / IMAGES))
+        n, absent = len(pictures_in(root / IMAGES)), list[str]()
+        if not n:
+            raise UsageError("It holds no .jpg.")
+        with contextlib.suppress(UsageError, FileNotFoundError):  # what is wrong with the list is said beside it
+            listed = [file for file, _ in _identities(root / NAMES)]
+            absent = [file for file in listed if file not in here]
+        if absent:
+            raise UsageError(f"Of {len(listed):,} pictures in {NAMES} {len(absent):,} are not there: {and_more(absent)}.")
+        return f"{n:,} pictures"
+
+    def people() -> str:
+        rows = _identities(root / NAMES)
+        return f"{len(rows):,} pictures of {len({name for _, name in rows}):,} people"
+
+    def frequent() -> str:
+        names = _frequent_names(root)
+        if not names:
+            raise UsageError("It holds no names.")
+        with contextlib.suppress(FileNotFoundError):
+            _check_frequent(root, names, {name for _, name in _identities(root / NAMES)})
+        return f"{len(names)} names"
+
+    note = "CelebA's 202,599 aligned pictures, 1.4 GB, for non-commercial research, from its authors' page"
+    return [
+        looked_at(root / IMAGES, note, pictures),
+        looked_at(root / NAMES, f"a name for each picture, 5 MB; {ON_REQUEST}", people),
+        looked_at(
+            root / FREQUENT, "100 names, one a line, the most frequent in LAION-400M; in github.com/CSIPlab/SLUG", frequent
+        ),
+    ]
+
+
+def _frequent_names(root: Path) -> list[str]:
+    return [line.strip().replace("_", " ") for line in _lines(root / FREQUENT) if line.strip()]
+
+
+def _check_frequent(root: Path, names: Sequence[str], known: Container[str]) -> None:
+    if absent := [name for name in names if name not in known]:
+        raise UsageError(f"{root / FREQUENT} names people without any picture in {NAMES}: {and_more(absent)}.")
 
 
 def _identities(path: Path) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from slugbench.bench.registry import did_you_mean
 
 from ._image_folders import Dealt, Gallery, Pair, Shown, and_more, deal, folders_in, pictures_in, turns
 from ._open_clip import Candidates, Original, Setting, Weights, activation_gate, original
+from ._wanted import looked_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ class ImageNet:
         return self._setting(request_id, base_seed).trial()
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
-        """Digest of the weights and of all pictures, by what they serve for; downloads the weights if need be."""
+        """Digest of the weights and of all pictures, by what they serve for. Downloads nothing."""
         _check_seed(base_seed)
         pictures = self._dealt(request_id).contents()  # first: it says what is wrong with the data
         return digest({"weights": self._weights.digest(), "pictures": pictures})
@@ -242,13 +243,16 @@ def _not_there(data: Path) -> str:
 
 def wanted(data: str) -> Wanted:
     """ImageNet's validation pictures, for `slugbench doctor`."""
-    root = Path(data) / "val"
-    n = len(folders_in(root))
+
+    def pictures() -> str:
+        found = listing(data)
+        return f"{len(found.turn):,} pictures of {found.classes:,} of 1,000 classes"
+
     note = (
         "ImageNet's 50,000 validation pictures as val/<wnid>/*.JPEG, 6.7 GB, for non-commercial research, from "
-        f"image-net.org after registration{f'; {n} of 1,000 classes are here' if n else ''}"
+        "image-net.org after registration"
     )
-    return Wanted(root, any(name in wnids() for name in folders_in(root)), note)
+    return looked_at(Path(data) / "val", note, pictures)
 
 
 def five_percent(n: int) -> np.ndarray:

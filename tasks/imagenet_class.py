@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -62,6 +62,7 @@ from ._classification import (
     validate,
 )
 from ._gates import at_least
+from ._wanted import looked_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,9 +161,9 @@ class ImageNetClass:
         )
 
     def fingerprint(self, request_id: str, base_seed: int) -> str:
-        """Digest of the weights and of the names of all images; their bytes are not read."""
+        """Digest of the weights and of the names, sizes and times of change of all images; their bytes are not read."""
         listed, weights = self._listed(request_id), self._weights(base_seed)
-        return digest({"request": listed.id, "weights": digest_of(weights), "images": list_files(self._root()).digest})
+        return digest({"request": listed.id, "weights": digest_of(weights), "images": all_files_digest(self._root())})
 
     def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
         """The model is one of ImageNet (torchvision prints 81.1 %), and it knows what it is to forget."""
@@ -189,7 +190,7 @@ class ImageNetClass:
             "after signing in, unpacked by torchvision.datasets.ImageNet(DIR, 'train') and (DIR, 'val')"
         )
         sizes = {"train": "1,281,167 images, 138 GB", "val": "50,000 images, 6.3 GB"}
-        found = [Wanted(root / part, (root / part).is_dir(), f"{size}; {images}") for part, size in sizes.items()]
+        found = [looked_at(root / part, f"{size}; {images}", partial(_counted, root, part)) for part, size in sizes.items()]
         note = f"ViT-B/16, 330 MB, BSD-3-Clause (torchvision); `{self._command()}` fetches it, or give checkpoint=FILE"
         return [*found, Wanted(weights, weights.is_file(), note)]
 
@@ -228,7 +229,7 @@ class ImageNetClass:
         return path
 
     def _answers(self, weights: Path, pictures: Pictures, rows: np.ndarray) -> Answers:
-        images = {"images": list_files(self._root()).digest, "protocol": self.protocol}
+        images = {"images": files_digest(self._root(), rows), "protocol": self.protocol}
         model = {"weights": digest_of(weights), **images, "version": VERSION}
         return kept_answers("imagenet_class-answers", model, partial(_load, weights), pictures, rows)
 
@@ -251,7 +252,6 @@ class Files(NamedTuple):
     label: np.ndarray
     """(N,) int."""
     n_train: int
-    digest: str
 
 
 class Parts(NamedTuple):
@@ -276,16 +276,42 @@ def list_files(root: Path) -> Files:
     if folders["train"] != folders["val"]:
         apart = sorted(set(folders["train"]) ^ set(folders["val"]))
         raise UsageError(f"{root / 'train'} and {root / 'val'} hold other classes: {', '.join(apart[:3])} in one alone.")
+    (train, train_label), (val, val_label) = (list_part(root, part) for part in folders)
+    return Files((*train, *val), np.array([*train_label, *val_label]), len(train))
+
+
+@cache
+def list_part(root: Path, part: str) -> tuple[list[str], list[int]]:
+    """Paths and labels of the images of `train` or `val`.
+
+    Raises:
+        UsageError: the folder is not that of ImageNet.
+    """
     paths, label = [], []
-    for part, wnids in folders.items():
-        for k, wnid in enumerate(wnids):
-            names = sorted(filter(_is_image, os.listdir(root / part / wnid)))
-            if not names:
-                raise UsageError(f"{root / part / wnid} holds no images (.JPEG); unpack it anew.")
-            paths += [f"{part}/{wnid}/{name}" for name in names]
-            label += [k] * len(names)
-    n_train = sum(path.startswith("train/") for path in paths)
-    return Files(tuple(paths), np.array(label), n_train, digest("\n".join(paths)))
+    for k, wnid in enumerate(_class_folders(root, part)):
+        names = sorted(filter(_is_image, os.listdir(root / part / wnid)))
+        if not names:
+            raise UsageError(f"{root / part / wnid} holds no images (.JPEG); unpack it anew.")
+        paths += [f"{part}/{wnid}/{name}" for name in names]
+        label += [k] * len(names)
+    return paths, label
+
+
+def _counted(root: Path, part: str) -> str:
+    return f"{len(list_part(root, part)[0]):,} images"
+
+
+def files_digest(root: Path, rows: Iterable[int]) -> str:
+    """Of the names, sizes and times of change of these images, so that one put in another's place is noticed."""
+    paths = list_files(root).paths
+    stats = ((path, os.stat(f"{root}/{path}")) for path in (paths[row] for row in rows))
+    return digest("\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats))
+
+
+@cache
+def all_files_digest(root: Path) -> str:
+    """That of all images, once a process: there are 1.3 million."""
+    return files_digest(root, range(len(list_files(root).paths)))
 
 
 def _class_folders(root: Path, part: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -139,6 +141,21 @@ def test_a_finished_run_is_left_alone_and_extended(done, tmp_path, capsys):
         path: text for path, text in content(tmp_path / "out" / "cells").items() if path in content(done / "out" / "cells")
     }
     assert kept == content(done / "out" / "cells")
+
+
+@pytest.mark.parametrize("command", ["list", "run"])
+def test_a_reader_who_leaves_is_no_success(done, tmp_path, command):
+    """As `slugbench run ... | head`: 141 is 128 and the number of SIGPIPE."""
+    run_ = ["run", str(done / "toy.toml"), "--out", str(tmp_path / "out"), "--methods", "raises", *PLUGINS]
+    arguments = [sys.executable, "-m", "slugbench.bench", *(run_ if command == "run" else ["list"])]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141
+    assert said == ("" if command == "list" else f"slugbench: stopped, as nobody reads what it prints; {AGAIN}\n")
+
+
+AGAIN = "the same command goes on from here."
 
 
 def test_status_counts_cells_and_says_what_went_wrong(done, tmp_path, capsys):

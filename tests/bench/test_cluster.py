@@ -170,7 +170,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(address, tmp_path):
     rows = pd.read_parquet(tmp_path / "out" / "table.parquet").drop_duplicates("cell").set_index("method_params")
     status = {json.loads(params).get("times"): (row["status"], row["error"]) for params, row in rows.iterrows()}
     tries = {times: len(tally.read_text()) for times, tally in tallies.items()}
-    assert status[None][0] == "ok" and status[1][0] == "ok" and tries[1] == 2
+    assert status[None][0] == "ok" and status[1][0] == "ok" and tries[1] >= 2  # again, if it shared a worker with the other
     assert status[9] == ("crashed", f"Crash: {tries[9]} workers died while they ran it") and tries[9] >= 2
 
 

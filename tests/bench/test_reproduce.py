@@ -1,14 +1,17 @@
 """`slugbench reproduce`, and a plan of which some tasks lack what they run on."""
 
+import math
+import re
 import shlex
 import tomllib
 
 import pytest
 
-from slugbench.bench import MissingData, UsageError
+from slugbench.bench import MissingData, NotFetched, UsageError
 from slugbench.bench.cli import main, parser
 from slugbench.bench.plan import Suite, expand, load_suite, reproductions, suite_text
 from slugbench.bench.registry import REGISTRY, load
+from slugbench.tasks._cifar import CIFAR10, CIFAR100
 
 from ..toys import TOY_TASK, restored_registry
 
@@ -39,8 +42,9 @@ def test_a_reproduction_says_what_is_missing_and_the_commands_to_run(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("clip-celeba: slug:variant=openclip,batch=16,stop=reference, salun_slug:")
     assert lines[1] == "  of celeba: Elon_Musk, Jeff_Bezos, Mark_Zuckerberg, Taylor_Swift, Kim_Kardashian"
-    assert lines[2] == "suite clip-celeba: 0 cells on cpu, 0 done, without 1 of 1 tasks, which cannot run yet:"
-    assert "`slugbench doctor celeba` says what is needed" in lines[3]
+    assert lines[2].startswith("suite clip-celeba: ") and lines[2].endswith(" done; 1 of 1 tasks lack something yet:")
+    data = re.search(r"`(slugbench doctor celeba:data=\S+)` says what is needed", lines[3])
+    assert data and shlex.split(data[1])[2] == "celeba:data=data/celeba"
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("  slugbench ")]
     assert [command[0] for command in commands] == ["doctor", "run"]
     for command in commands:
@@ -66,9 +70,26 @@ def test_an_unknown_experiment_has_a_near_one(capsys):
 def test_the_plan_of_paper_says_of_each_task_what_it_lacks(capsys):
     assert main(["plan", "paper", "--device", "cpu"]) == 2
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "suite paper: 0 cells on cpu, 0 done, without 5 of 5 tasks, which cannot run yet:"
+    assert out[0].endswith(" cells on cpu, 0 done; 5 of 5 tasks lack something yet:")
     tasks = ["celeba", "imagenet", "cifar10", "cifar100", "imagenet_class"]
-    assert [line.split(":")[0].strip() for line in out[1:]] == tasks
+    assert [line.split(":")[0].strip() for line in out[1:6]] == tasks
+
+
+def test_a_plan_counts_cells_and_bounds_their_time_without_any_data(capsys, monkeypatch):
+    """Ten people, seven objects, cifar10's (6 classes and 12 draws), cifar100's (10 and 12), ten classes of ImageNet; 18
+    methods of which 14 have two further seeds, and for both CIFARs two further base models. None may take more than 12 h."""
+    monkeypatch.setattr("slugbench.bench.commands._places", lambda suite, device: 4)
+    classes = [sum(pool == "test" for pool in facts.pools.values()) for facts in (CIFAR10, CIFAR100)]
+    requests = 10 + 7 + 10 + sum(n + 12 for n in classes)
+    cells = requests * (18 + 14 * 2) + sum(n + 12 for n in classes) * 18 * 2
+    assert main(["plan", "paper", "--device", "cpu"]) == 2
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(f"suite paper: {cells} cells on cpu")
+    days = math.ceil(cells * 12 / 4 / 24)
+    assert out[6] == (
+        f"  time: {cells} cells are of kinds never timed: at most {days} days, 4 at a time, "
+        "since none may take more than 12 h; better known when some are done"
+    )
 
 
 @pytest.mark.parametrize("name", ["paper", "clip-celeba", "cifar10-random10", "cifar10-class", "imagenet-class"])
@@ -98,8 +119,8 @@ def test_one_task_without_data_does_not_hide_the_others(toys, monkeypatch):
     suite = Suite(**FACTS, tasks=["toy", "cifar10"])
     missing = {}
     cells = expand(suite, device="cpu", missing=missing)
-    assert {cell.task for cell in cells} == {"toy"} and list(missing) == ["cifar10"]
-    assert cells == expand(Suite(**FACTS, tasks=["toy"]), device="cpu")
+    assert list(missing) == ["cifar10"] and {cell.task for cell in cells if not cell.key} == {"cifar10"}
+    assert [cell for cell in cells if cell.key] == expand(Suite(**FACTS, tasks=["toy"]), device="cpu")
     with pytest.raises(MissingData, match="cifar10 misses data_batch_1"):
         expand(suite, device="cpu")
 
@@ -113,6 +134,43 @@ def test_a_task_in_two_crossings_is_told_once_and_a_wrong_name_is_no_missing_dat
         with pytest.raises(UsageError) as refused:
             expand(suite.model_copy(update={"also": [], **wrong}), device="cpu", missing={})
         assert not isinstance(refused.value, MissingData)
+
+
+@pytest.fixture
+def on_the_network(toys, monkeypatch):
+    """The toy task as if it needed what only a network has: what was fetched so far."""
+    fetched = []
+
+    def fingerprint(self, request, seed):
+        if not fetched:
+            raise NotFetched("weights of toy are not here; `slugbench run` fetches them.", lambda: fetched.append("weights"))
+        return f"{request} {seed}"
+
+    monkeypatch.setattr(toys.get("task", "toy").cls, "fingerprint", fingerprint)
+    return fetched
+
+
+TOY = 'name = "t"\ntasks = ["toy"]\nmethods = ["original"]\nmetrics = ["accuracy"]\nrequests = 1\n'
+
+
+def test_a_plan_fetches_nothing_and_a_run_does(on_the_network, tmp_path, capsys):
+    (tmp_path / "t.toml").write_text(TOY)
+    assert main(["plan", "t.toml", "--device", "cpu"]) == 0 and not on_the_network
+    out = capsys.readouterr().out
+    assert "suite t: 1 cells on cpu, 0 done; 1 of 1 tasks lack something yet:" in out and "1 cells are of kinds never" in out
+    assert "`slugbench run` fetches them." in out and "toy, single: 1 request" in out
+    assert main(["run", "t.toml", "--device", "cpu", "--out", "out", "--plugin", str(TOY_TASK)]) == 0
+    assert on_the_network == ["weights"]
+
+
+def test_what_is_fetched_and_still_not_found_ends_a_run(toys, tmp_path, monkeypatch, capsys):
+    def fingerprint(self, request, seed):
+        raise NotFetched("weights of toy are not here.", lambda: None)
+
+    monkeypatch.setattr(toys.get("task", "toy").cls, "fingerprint", fingerprint)
+    (tmp_path / "t.toml").write_text(TOY)
+    assert main(["run", "t.toml", "--device", "cpu", "--out", "out"]) == 2
+    assert "weights of toy are not here." in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_run_of_a_task_without_data_stops_before_anything_is_written(tmp_path, capsys):

@@ -1,13 +1,15 @@
-"""Tiny data sets and models in the very format of the real ones: CelebA, ImageNet, LAION's tars, checkpoints of CLIP.
+"""Tiny data sets and models in the very format of the real ones: CelebA, ImageNet, CIFAR-10, LAION's tars, checkpoints.
 
-A picture is a colour, its person's or class's own, with noise; a tiny CLIP learns to name them in seconds.
+A picture is a colour, its person's or class's own, with noise; tiny models learn to name them in seconds.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import pickle
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,11 @@ WNIDS = (
     *("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041", "n01514668"),
 )
 A_CLASS = 6
+CIFAR_TRAIN, CIFAR_TEST = 500, 200
+MISLABELLED = 0.12
+"""Share of CIFAR's training images: only a model that was trained on them names those as they are labelled."""
+TRAINED_ON, VALIDATED_ON = 20, 8
+"""Pictures of each of ImageNet-1k's classes, of which there are as many as `WNIDS`."""
 
 
 def jpeg(colour: int, noise: int, *, size: tuple[int, int] = (44, 54)) -> bytes:
@@ -156,3 +163,84 @@ def hugging_face(folder: Path) -> Path:
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     CLIPImageProcessor(**size).save_pretrained(folder)
     return folder
+
+
+# ---------------------------------------------------------------- classifiers and what they learn
+
+
+def cifar10(root: Path) -> Path:
+    """The batches as torchvision reads them: pickles with images as rows of 3,072 bytes."""
+    folder, stream = root / "cifar-10-batches-py", np.random.default_rng(5)
+    folder.mkdir(parents=True)
+    colour_K3 = np.random.default_rng(0).uniform(50, 200, (10, 3))
+
+    def write(name: str, count: int, mislabelled: float) -> None:
+        label = stream.permutation(count) % 10
+        own = np.kron(stream.normal(0, 25, (count, 3, 4, 4)), np.ones((8, 8)))  # by which an image can be remembered
+        image = colour_K3[label][:, :, None, None] + own + 10 * stream.standard_normal(own.shape)
+        data = image.clip(0, 255).astype(np.uint8).reshape(count, 3072)
+        labels = np.where(stream.random(count) < mislabelled, (label + 1) % 10, label).tolist()
+        (folder / name).write_bytes(pickle.dumps({"labels": labels, "data": data}, protocol=2))
+
+    for number in range(1, 6):
+        write(f"data_batch_{number}", CIFAR_TRAIN // 5, MISLABELLED)
+    write("test_batch", CIFAR_TEST, 0)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {k}" for k in range(10)]}, protocol=2))
+    return root
+
+
+def cifar_network(n_classes: int) -> Any:
+    """In the place of a ResNet-18: large enough to remember its training images."""
+    from torch import nn
+
+    layers = {
+        **{"pool": nn.AvgPool2d(8), "flatten": nn.Flatten(), "hidden": nn.Linear(48, 256), "relu": nn.ReLU()},
+        "fc": nn.Linear(256, n_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+def imagenet_1k(root: Path) -> Path:
+    """Training and validation pictures in folders of their classes; one of either part and class is grey, one CMYK."""
+    from PIL import Image
+
+    for part, count in (("train", TRAINED_ON), ("val", VALIDATED_ON)):
+        for label, wnid in enumerate(sorted(WNIDS)):
+            (root / part / wnid).mkdir(parents=True)
+            for number in range(count):
+                file = root / part / wnid / f"{wnid}_{number}.JPEG"
+                file.write_bytes(jpeg(100 + label, 1000 * (part == "val") + number))
+                if number < 2:
+                    with Image.open(file) as image:
+                        other = image.convert(("L", "CMYK")[number])
+                    other.save(file, "JPEG")
+    return root
+
+
+def vision_transformer() -> Any:
+    """In the place of torchvision's ViT-B/16: one layer of 16 dimensions."""
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 16, 1, 2, 16, 32, num_classes=len(WNIDS))
+
+
+def trained_transformer(root: Path, *, steps: int = 150) -> Any:
+    """One that learned the training pictures of `imagenet_1k`."""
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    shown = [transforms.Resize(36), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(mean, std)]
+    files = [(label, file) for label, wnid in enumerate(sorted(WNIDS)) for file in sorted((root / "train" / wnid).iterdir())]
+    image = torch.stack([transforms.Compose(shown)(Image.open(file).convert("RGB")) for _, file in files])
+    label = torch.tensor([label for label, _ in files])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = vision_transformer()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(image), label).backward()
+        optimizer.step()
+    return network.eval()

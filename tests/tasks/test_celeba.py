@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slugbench.bench import MissingData, MissingDependency, Outcome, TwoTowers, UsageError
+from slugbench.bench import MissingData, MissingDependency, NotFetched, Outcome, TwoTowers, UsageError
+from slugbench.bench.cli import main
 from slugbench.bench.errors import DiskTrouble
 from slugbench.methods.slug import Slug
 from slugbench.metrics.accuracy import ZeroShot
@@ -601,6 +602,23 @@ def no_weights(folder: Path) -> str:
     return str(folder / "page.pt")
 
 
+class Runs:
+    """Pickled it is a call of `Path.touch`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def a_program(folder: Path) -> str:
+    import torch
+
+    torch.save({"state_dict": {"logit_scale": Runs(folder / "it ran")}}, folder / "program.pt")
+    return str(folder / "program.pt")
+
+
 def other_type(folder: Path) -> str:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     return str(folder)
@@ -611,15 +629,17 @@ def other_type(folder: Path) -> str:
     [
         (wide, "holds weights of another architecture than model=tiny-test"),
         (no_weights, "cannot be read as weights of model=tiny-test"),
+        (a_program, "cannot be read as weights of model=tiny-test"),
         (other_type, "holds a model of type 'bert'"),
         (lambda folder: str(folder), "holds neither open_clip_config.json nor config.json"),
         (lambda folder: str(folder / "absent.pt"), "absent.pt does not exist"),
     ],
-    ids=["another architecture", "no weights", "another type", "empty folder", "no file"],
+    ids=["another architecture", "no weights", "a pickle with code", "another type", "empty folder", "no file"],
 )
 def test_wrong_weights_are_named(make, sentence, task, tmp_path):
     with pytest.raises(UsageError, match=sentence):
         replace(task, pretrained=make(tmp_path)).build("Elon_Musk", 0)
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_unknown_models_and_tags_are_told_from_known_ones():
@@ -629,15 +649,96 @@ def test_unknown_models_and_tags_are_told_from_known_ones():
         _open_clip.tag("ViT-B/33", "openai")
 
 
-@pytest.mark.slow
-def test_without_a_network_one_sentence_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+@pytest.fixture
+def no_weights_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """An empty cache of the hub, and whatever would be downloaded: what it is asked for, answered as without a network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    ask, asked = _open_clip._ask_open_clip, list[tuple[str, ...]]()
+
+    def answer(code: str, *arguments: str, **how: Any) -> Any:
+        if code != _open_clip._DOWNLOAD:
+            return ask(code, *arguments, **how)
+        asked.append(arguments)
+        return {"error": "Failed to download file (w.bin) for r. Last error: Nobody answers at the hub. Please check."}
+
+    monkeypatch.setattr(_open_clip, "_ask_open_clip", answer)
+    return asked
+
+
+def test_weights_that_are_not_here_are_named_and_never_fetched_by_surprise(task, no_weights_here):
+    absent = replace(task, model="ViT-B-32", pretrained="laion400m_e32")
+    with pytest.raises(NotFetched, match=r"not on this machine; `slugbench run` fetches them, about 0.61 GB") as raised:
+        absent.fingerprint("Elon_Musk", 0)
+    weights = next(wanted for wanted in absent.wanted() if "ViT-B-32" in wanted.note)
+    assert not weights.found and weights.path.name == "models--timm--vit_base_patch32_clip_224.laion400m_e32"
+    assert "licence at https://huggingface.co/timm/vit_base_patch32_clip_224.laion400m_e32;" in weights.note
+    assert not no_weights_here
+    with pytest.raises(UsageError, match=r"cannot be downloaded from https\S+ \(Nobody answers at the hub\); run this once"):
+        raised.value.fetch()
+    assert no_weights_here == [("ViT-B-32", "laion400m_e32")]
+
+
+def test_where_the_hub_is_forbidden_nothing_is_tried(no_weights_here, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     weights = _open_clip.Weights("ViT-B-32", "laion400m_e32")
-    assert not weights.wanted().found
-    with pytest.raises(UsageError, match=r"cannot be downloaded from .*; run this once with a network, or give") as raised:
-        weights.load()
-    assert "\n" not in str(raised.value)
+    for attempt in (weights.digest, weights.load):
+        with pytest.raises(
+            UsageError, match=r"are not in .*hub.*, and HF_HUB_OFFLINE is set, so that .*; unset it"
+        ) as raised:
+            attempt()
+        assert not isinstance(raised.value, NotFetched)
+    assert "HF_HUB_OFFLINE is set: nothing fetches them" in weights.wanted().note and not no_weights_here
+
+
+def test_sizes_of_weights_are_those_of_their_parameters():
+    import open_clip
+    import torch
+
+    config = open_clip.get_model_config("ViT-B-32")
+    with torch.device("meta"):  # shapes without numbers
+        model = open_clip.CLIP(**config)
+    bytes_ = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert pytest.approx(bytes_ / 1e9, abs=0.005) == _open_clip.GIGABYTES["ViT-B-32"]
+
+
+def test_a_folder_called_like_a_tag_does_not_hide_it(tmp_path, monkeypatch):
+    for name in ("openai", "mine"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _open_clip.Weights("ViT-B-32", "openai").local is None
+    for name in ("./openai", "mine"):
+        assert _open_clip.Weights("ViT-B-32", name).local == Path(name)
+
+
+def test_doctor_finds_only_what_can_be_used(data, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    (empty / "img_align_celeba").mkdir(parents=True)
+    for name in ("list_identity_celeba.txt", "frequent_celebs.txt"):
+        (empty / name).touch()
+    notes = [(wanted.found, wanted.note) for wanted in celeba.wanted(empty)]
+    for (found, note), why in zip(notes, ("holds no .jpg", "no `000001.jpg Some_Name`", "holds no names"), strict=True):
+        assert not found and why in note
+    counted = [(wanted.found, wanted.note.split(";")[0]) for wanted in celeba.wanted(data)]
+    n = len(miniature.PEOPLE)
+    said = (f"{9 * n} pictures", f"{9 * n} pictures of {n} people", f"{len(miniature.FREQUENT)} names")
+    assert counted == [(True, text) for text in said]
+    assert main(["doctor", f"celeba:data={empty},forget_data={tmp_path}"]) == 2
+    assert "MISSING" in (out := capsys.readouterr().out) and f"{tmp_path}/Elon_Musk.tar" in out
+
+
+def test_doctor_counts_listed_pictures_that_are_not_there(broken):
+    for file in pictures_of(broken, "Ada_Birch")[:2]:
+        file.unlink()
+    pictures = celeba.wanted(broken)[0]
+    assert not pictures.found and "Of 108 pictures in list_identity_celeba.txt 2 are not there: 000003.jpg" in pictures.note
+
+
+def test_a_plan_sends_to_doctor_with_the_data_that_were_given(tmp_path):
+    with pytest.raises(UsageError, match=f"`slugbench doctor celeba:data={tmp_path}` says"):
+        CelebA(str(tmp_path)).fingerprint("Elon_Musk", 0)
 
 
 def test_doctor_lists_every_file_found_or_not(task, data, tmp_path):

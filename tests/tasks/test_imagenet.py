@@ -174,6 +174,16 @@ def test_wrong_data_are_named(spoil, inside, sentence, data, task, tmp_path):
         replace(task, data=str(copied / inside)).fingerprint("basketball", 0)
 
 
+def test_doctor_counts_pictures_and_does_not_find_empty_folders(data, tmp_path):
+    n = len(miniature.WNIDS)
+    assert imagenet.wanted(str(data)).found
+    assert imagenet.wanted(str(data)).note.startswith(f"{n * miniature.A_CLASS} pictures of {n} of 1,000 classes; ")
+    for wnid in miniature.WNIDS:
+        (tmp_path / "val" / wnid).mkdir(parents=True)
+    empty = imagenet.wanted(str(tmp_path))
+    assert not empty.found and "holds classes without pictures: n01440764" in empty.note
+
+
 def test_nothing_but_building_needs_torch(task):
     code = f"""
 import sys

@@ -126,9 +126,35 @@ def test_fingerprints_follow_weights_and_images(task, made, tmp_path):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     moved = ImageNetClass(data=str(tmp_path), checkpoint=task.checkpoint, asked=3)
     assert moved.fingerprint("class-3", 0) == before
-    imagenet_class.list_files.cache_clear()
-    next((tmp_path / "val" / WNIDS[0]).iterdir()).unlink()
-    assert moved.fingerprint("class-3", 0) != before
+    some = next((tmp_path / "val" / WNIDS[0]).iterdir())
+    for change in (lambda: some.write_bytes(some.read_bytes() + b" "), some.unlink):
+        for listed in (imagenet_class.list_files, imagenet_class.list_part, imagenet_class.all_files_digest):
+            listed.cache_clear()
+        change()
+        after = moved.fingerprint("class-3", 0)
+        assert after != before
+        before = after
+
+
+def test_an_image_in_anothers_place_is_asked_about_anew(weights, made, tmp_path):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    task = ImageNetClass(data=str(tmp_path), checkpoint=str(weights), asked=3)
+    trial = task.build("class-3", 0)
+    row = int(np.flatnonzero(trial.questions["split"] == "forget")[0])
+    file = tmp_path / imagenet_class.list_files(tmp_path).paths[trial.questions["index"][row]]
+    shutil.copyfile(next((tmp_path / "train" / WNIDS[8]).iterdir()), file)
+    again = task.build("class-3", 0).original["score"]
+    assert again[row] != trial.original["score"][row]
+    assert np.array_equal(np.delete(again, row), np.delete(trial.original["score"], row))
+
+
+def test_doctor_counts_images_and_does_not_find_empty_folders(made, weights, tmp_path):
+    notes = [wanted.note.split(";")[0] for wanted in ImageNetClass(data=str(made)).wanted()[:2]]
+    assert notes == [f"{N_CLASSES * N_TRAIN} images", f"{N_CLASSES * N_VAL} images"]
+    for wnid in WNIDS:
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+    train, val, _ = ImageNetClass(data=str(tmp_path), checkpoint=str(weights)).wanted()
+    assert not train.found and f"{WNIDS[0]} holds no images" in train.note and not val.found
 
 
 # ---------------------------------------------------------------- trials
