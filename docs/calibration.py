@@ -29,7 +29,7 @@ from slugbench.reports.markdown import table
 from slugbench.reports.statistics import MIN_REQUESTS, by_request, interval, unlike_oracles
 
 REQUEST, N_ORACLES, REFERENCES = "joint-0", 40, 8
-SIMULATIONS = 2000
+SIMULATIONS = 5000
 COVERED = (0.93, 0.97)
 CERTAIN = 0.99
 """Confidence of the intervals over requests that catch a control: each is looked at by every metric."""

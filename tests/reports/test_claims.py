@@ -116,7 +116,7 @@ def test_settings_of_methods_are_compared_with_their_like():
 
 
 def test_the_report_writes_what_it_found(tmp_path):
-    paths = Claims()(run_of({"slug": 0.8, "ga": 0.7, "original": 0.85}), RUN, tmp_path)
+    paths = Claims()(run_of({"slug": 0.8, "ga": 0.7, "original": 0.88}), RUN, tmp_path)
     text = paths[0].read_text()
     assert "SLUG keeps more of other identities than ga" in text and "| holds" in text
     assert "identities: single requests: the numbers" in text and "ra_near@1" not in text
