@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PEOPLE = (*PAPER, *(f"Somebody {letter}" for letter in "ABCDEFGHIJ"))
 OF_EACH, CLASSES, OF_A_CLASS = 20, 100, 10
-METHODS = ("slug", "salun:batch=8,retain_batch=8", "ga:batch=16", "svd", "ft:batch=16", "original")
+METHODS = ("slug:physical=16", "salun:batch=8,retain_batch=8", "ga:batch=16", "svd", "ft:batch=16", "original")
 """With batches that leave room for the weights, the best of them and what optimisers keep; all else is as by default."""
 LIMIT = 8.0
 """GB of main memory for all processes of a cell."""
