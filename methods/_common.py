@@ -213,7 +213,7 @@ def fine_tune(
     start, best = snapshot(model), Best[dict[str, "torch.Tensor"]](request)
     if allowance.evals >= 2 and allowance.reads:
         stream = islice(losses(allowance), min(steps, allowance.steps))
-        _descend(request, allowance, best, stream, learning_rate, weight_decay, every, stop, masks)
+        _descend(request, allowance, best, start, stream, learning_rate, weight_decay, every, stop, masks)
     model.load_state_dict(start if best.candidate is None else best.candidate)
     return model.eval()
 
@@ -222,6 +222,7 @@ def _descend(
     request: Request,
     allowance: Allowance,
     best: Best[dict[str, torch.Tensor]],
+    start: Tensors,
     losses: Iterator[torch.Tensor],
     learning_rate: float,
     weight_decay: float,
@@ -236,15 +237,14 @@ def _descend(
     if masks is not None and (unknown := [name for name in names if name not in masks]):
         raise ValueError(f"there is no mask for {', '.join(unknown)}: nothing would say whether they may change.")
     with differentiable(model, names) as parameters:
-        frozen = (
-            [] if masks is None else [(p, masks[n], p.detach().clone()) for n, p in parameters.items() if not masks[n].all()]
-        )
+        frozen = [] if masks is None else [(p, masks[n], start[n]) for n, p in parameters.items() if not masks[n].all()]
         optimizer = _optimizer(request, parameters.values(), learning_rate, weight_decay)
         model.train()
         looked = True
         for step, loss in enumerate(losses, 1):
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
+            found = list(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
+            for name, parameter in reversed(parameters.items()):  # emptied: masked ones are as large again
+                gradient = found.pop()
                 parameter.grad = gradient if masks is None or gradient is None else gradient * masks[name]
             optimizer.step()
             optimizer.zero_grad()

@@ -22,7 +22,7 @@ class GradientAscent:
     """Ascend the forget loss on the forget split, until validation says that the targets are forgotten.
 
     The loss has no upper end and nothing protects what is kept, so everything lies in when to stop: validation looks
-    at the targets at every step.
+    at the targets all the time.
 
     References:
         Thudi et al., Unrolling SGD: Understanding Factors Influencing Machine Unlearning, 2022.
@@ -35,7 +35,8 @@ class GradientAscent:
     for 151 M weights and thousands of steps."""
     steps: PositiveInt = 100  # at most; papers: 5 to 10 epochs
     batch: PositiveInt = 32
-    every: PositiveInt = 1
+    every: PositiveInt | None = None
+    """Steps between two looks at validation. None: 1; for text-to-image models 5, since a look draws pictures."""
     weight_decay: NonNegativeFloat = 5e-4  # SalUn's and Deep Unlearning's code
 
     space: ClassVar[Mapping[str, tuple]] = {
@@ -56,7 +57,7 @@ class GradientAscent:
             losses,
             learning_rate=self.learning_rate or (1e-3 if request.objective.kind == "classifier" else 1e-4),
             steps=self.steps,
-            every=self.every,
+            every=self.every or (5 if request.objective.kind == "diffusion" else 1),
             stop=True,
             weight_decay=self.weight_decay,
         )

@@ -30,8 +30,9 @@ class AscentThenFineTuning:
     """
 
     learning_rate: PositiveFloat | None = None
-    """None: 1e-2 (SGD) for classifiers; else 1e-3 (Adam), the best of 1e-3 and 3e-3 on `identities`. SLUG's 1e-6 and 1e-7
-    are for 151 M weights and thousands of steps."""
+    """None: 1e-2 (SGD) for classifiers; 1e-3 (Adam) for CLIP, the best of 1e-3 and 3e-3 on `identities`, and 1e-4 for
+    text-to-image models, the best of 1e-4, 3e-4 and 1e-3 on the development requests of `canvas`. SLUG's 1e-6 and 1e-7 are
+    for 151 M weights and thousands of steps."""
     epochs: PositiveInt = 10  # SLUG's comparison
     batch: PositiveInt = 32  # SLUG's
     retain_batch: PositiveInt = 128  # as the small models were trained; SLUG's 32
@@ -58,7 +59,7 @@ class AscentThenFineTuning:
         return fine_tune(
             request,
             losses,
-            learning_rate=self.learning_rate or (1e-2 if objective.kind == "classifier" else 1e-3),
+            learning_rate=self.learning_rate or {"classifier": 1e-2, "diffusion": 1e-4}.get(objective.kind, 1e-3),
             steps=self.epochs * epoch,
             every=epoch,
             stop=False,

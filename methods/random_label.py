@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from slugbench.bench import Batch, Model, Objective, Request, method
+from slugbench.bench import Batch, Model, Objective, Request, TextToImage, method
 
 from ._common import Allowance, Tensors, fine_tune, generator_of
 
@@ -34,7 +34,8 @@ class RandomLabel:
         joint       an epoch is one shuffled pass over both: its code for CIFAR-100 and TinyImageNet
 
     y' is drawn anew each time a sample comes up. On CLIP, where the papers have no form, CE is that of zero-shot
-    classification over the candidate names and the retain loss is the contrastive one.
+    classification over the candidate names and the retain loss is the contrastive one. In place of CE a text-to-image model
+    has SalUn's equation 6: under the prompt with the target it is to predict what, held fixed, it predicts under y'.
 
     References:
         Golatkar et al., Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks, 2020.
@@ -46,7 +47,9 @@ class RandomLabel:
     schedule: Schedule | None = None
     """None: the code's `two_phase` for classifiers; else `mixed`, which on two requests of `identities` retained
     .87 of the validation pictures where `two_phase` retained .84 after about as many reads."""
-    alpha: PositiveFloat = 9.0  # of `mixed`, weight of what is kept: the ratio of retain to forget in the paper's 10 % case
+    alpha: PositiveFloat | None = None
+    """Of `mixed`, weight of what is kept. None: 9, the ratio of retain to forget in the paper's 10 % case; for text-to-image
+    models .5, of SalUn's code."""
     learning_rate: PositiveFloat | None = None
     """None: the paper's .013 (SGD) for classifiers, else 1e-3 (Adam)."""
     weight_decay: NonNegativeFloat | None = None
@@ -54,7 +57,8 @@ class RandomLabel:
     steps: PositiveInt | None = None
     """None: the paper's 10 epochs; in `mixed` 80, with which `identities` retains 2 points more than with 40."""
     batch: PositiveInt = 32  # of the forget split in `mixed`, else of all: the paper's 256, for splits of thousands
-    retain_batch: PositiveInt = 96  # in `mixed`
+    retain_batch: PositiveInt | None = None
+    """In `mixed`. None: 96; for text-to-image models as many as of the forget split, as in SalUn's code."""
     every: PositiveInt | None = None
     """Steps between two looks at validation; None: an epoch, so that in `two_phase` the retain phase comes last, and 5
     in `mixed`."""
@@ -101,14 +105,17 @@ class RandomLabel:
 
     def mixed(self, request: Request, allowance: Allowance, relabel: Relabel) -> Iterator[torch.Tensor]:
         """A forget and a retain batch in every step."""
+        drawing = request.objective.kind == "diffusion"
+        alpha = self.alpha or (0.5 if drawing else 9.0)
+        retain_batch = self.retain_batch or (self.batch if drawing else 96)
         pairs = zip(
             allowance.forever(request.forget, self.batch, generator_of(request)),
-            allowance.forever(request.retain, self.retain_batch, generator_of(request)),
+            allowance.forever(request.retain, retain_batch, generator_of(request)),
             strict=False,  # either ends where the budget does
         )
         for forget, retain in pairs:
             relabelled = relabel(forget)
-            yield random_label_loss(request, relabelled) + self.alpha * request.objective.loss(request.model, retain)
+            yield random_label_loss(request, relabelled) + alpha * request.objective.loss(request.model, retain)
 
     def two_phase(self, request: Request, allowance: Allowance, relabel: Relabel) -> Iterator[torch.Tensor]:
         """All forget batches, then all retain batches."""
@@ -175,6 +182,8 @@ def relabelled(objective: Objective, generator: torch.Generator, own: float, bat
     import torch
 
     drawn = objective.relabel(batch, generator)
+    if objective.kind == "diffusion":
+        drawn, batch = ({**columns, PROMPT: batch["text"]} for columns in (drawn, batch))
     if not own:
         return drawn
     kept = torch.rand(len(batch["index"]), generator=generator) < own
@@ -185,19 +194,32 @@ def relabelled(objective: Objective, generator: torch.Generator, own: float, bat
     return {name: choose(batch[name], column) for name, column in drawn.items()}
 
 
-def random_label_loss(request: Request, relabelled: Batch) -> torch.Tensor:
-    """Cross-entropy with the labels drawn; on CLIP its zero-shot classifier's, so that the true name is pushed away."""
-    from torch.nn.functional import cross_entropy
+PROMPT = "prompt"
+"""The column of a text-to-image model's relabelled batch that has the true prompts."""
 
-    if request.objective.kind == "clip":
-        return cross_entropy(request.objective.logits(request.model, relabelled), relabelled["label"])
-    return request.objective.loss(request.model, relabelled)
+
+def random_label_loss(request: Request, relabelled: Batch) -> torch.Tensor:
+    """Cross-entropy with the labels drawn; on CLIP its zero-shot classifier's, so that the true name is pushed away.
+
+    Of a text-to-image model how far its prediction under the true prompts is from that under the drawn ones, which is held
+    fixed: the prompt of the target is led elsewhere, where the training loss would teach others to draw the target.
+    """
+    from torch.nn.functional import cross_entropy, mse_loss
+
+    model, objective = request.model, request.objective
+    if objective.kind == "clip":
+        return cross_entropy(objective.logits(model, relabelled), relabelled["label"])
+    if isinstance(objective, TextToImage):
+        state = objective.noised(relabelled)
+        elsewhere = objective.predict(model, state, relabelled["text"]).detach()
+        return mse_loss(objective.predict(model, state, relabelled[PROMPT]), elsewhere)
+    return objective.loss(model, relabelled)
 
 
 def joint_loss(request: Request, forget: list[Batch], retain: list[Batch]) -> torch.Tensor:
     """The mean loss over relabelled and retained samples; where they have one loss, in one forward pass."""
     objective, n = request.objective, len(forget) + len(retain)
-    if objective.kind != "clip":
+    if objective.kind == "classifier":
         return objective.loss(request.model, together(forget + retain))
     losses = []
     if forget:

@@ -38,12 +38,12 @@ class SalUn:
     keep: float = 0.5  # share of weights that may change: the paper's 50 % threshold
     labels: Labels = RandomLabel.labels
     schedule: Schedule | None = RandomLabel.schedule
-    alpha: PositiveFloat = RandomLabel.alpha
+    alpha: PositiveFloat | None = RandomLabel.alpha
     learning_rate: PositiveFloat | None = RandomLabel.learning_rate
     weight_decay: NonNegativeFloat | None = RandomLabel.weight_decay
     steps: PositiveInt | None = RandomLabel.steps
     batch: PositiveInt = RandomLabel.batch
-    retain_batch: PositiveInt = RandomLabel.retain_batch
+    retain_batch: PositiveInt | None = RandomLabel.retain_batch
     every: PositiveInt | None = RandomLabel.every
     part: Literal["all", "cross"] = "all"
     """`cross`: of a text-to-image model's U-Net rank and change cross-attention alone (UnlearnCanvas's row)."""
@@ -71,6 +71,7 @@ class SalUn:
             masks = only(request, "attn2")
             gradients = {name: gradient for name, gradient in gradients.items() if masks[name].any()}
         masks |= saliency_mask(gradients, self.keep)
+        del gradients  # as large as the model
         training = RandomLabel(**{field.name: getattr(self, field.name) for field in fields(RandomLabel)})
         if not self.legacy:
             return training.learn(request, allowance, masks)

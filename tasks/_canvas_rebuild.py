@@ -5,7 +5,8 @@ A file that is there is not made again, so that a stopped rebuild goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,14 +34,16 @@ SHIPPED = ("neon", "ball")
 
 def base(seed: int) -> StableDiffusionPipeline:
     """A shipped base pipeline, read anew."""
-    return read_pipeline(assets("canvas") / base_name(seed))
+    with _quiet():
+        return read_pipeline(assets("canvas") / base_name(seed))
 
 
 def base_clip(seed: int) -> CLIPModel:
     """The CLIP that a base's text encoder is of."""
     from transformers import CLIPModel
 
-    return CLIPModel.from_pretrained(assets("canvas") / base_name(seed) / "clip", local_files_only=True).float().eval()
+    with _quiet():
+        return CLIPModel.from_pretrained(assets("canvas") / base_name(seed) / "clip", local_files_only=True).float().eval()
 
 
 def oracle(target: Target, number: int) -> Model:
@@ -66,6 +69,26 @@ def oracle_name(target: Target, number: int) -> str:
 def files_of(folder: Path) -> list[Path]:
     """All files of a saved pipeline."""
     return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no remarks of the libraries while they read what ships, which is known to be whole."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    before = [library.get_verbosity() for library in (diffusers, transformers)]
+    bars = [library.is_progress_bar_enabled() for library in (diffusers, transformers)]
+    for library in (diffusers, transformers):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level, bar in zip((diffusers, transformers), before, bars, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
 
 
 # ---------------------------------------------------------------- made anew

@@ -384,16 +384,19 @@ class Denoising:
         return {"unet": [f"unet.{name}" for name, _ in model.get_submodule("unet").named_parameters()]}
 
     def masked(self, model: Model, targets: Sequence[str]) -> Model:
-        """A copy that reads the empty prompt wherever a target is named: same weights, a filter before them."""
+        """A copy that reads one prompt of kept concepts wherever a target is named: same weights, a filter before them.
+
+        An empty prompt would draw the target as often as chance has it.
+        """
         import torch
 
-        named = [_words(self.named[target]) for target in targets]
+        named, other = [_words(self.named[target]) for target in targets], self.candidates[0, self.kept[0]]
         copied = copy.deepcopy(model)
 
         def read(module: Model, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> Any:
             text = inputs[0] if inputs else options["input_ids"]
             hit = torch.stack([_holds(text, words.to(text.device)) for words in named]).any(0)
-            text = torch.where(hit[:, None], self.nothing.to(text), text)
+            text = torch.where(hit[:, None], other.to(text), text)
             return ((text, *inputs[1:]), options) if inputs else (inputs, {**options, "input_ids": text})
 
         copied.get_submodule("text").register_forward_pre_hook(read, with_kwargs=True)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from slugbench.methods._common import Allowance
 from slugbench.methods.concept_ablation import ConceptAblation
 from slugbench.methods.esd import ErasedStableDiffusion
+from slugbench.methods.random_label import random_label_loss, relabelling
 from slugbench.methods.salun import SalUn
 from slugbench.methods.slug import Slug
 from slugbench.methods.uce import UnifiedConceptEditing, aligned, edit
@@ -217,6 +219,25 @@ def test_salun_within_cross_attention_ranks_and_changes_nothing_else():
     moved = sum(int((before[name] != after[name]).sum()) for name in names)
     size = sum(tensor.numel() for name, tensor in before.items() if ".attn2." in name)
     assert 0.2 * size < moved <= int(0.25 * size)  # a step of Adam moves every weight that has a gradient
+
+
+@pytest.mark.parametrize("labels", ["strict", "uniform"])
+def test_random_labels_lead_the_targets_prompt_elsewhere_and_hold_the_other_prompt_fixed(labels):
+    """Equation 6 of SalUn, computed here by hand, with its gradient."""
+    request = neon_request()
+    for parameter in (unet := request.model.get_submodule("unet")).parameters():
+        parameter.requires_grad_(True)
+    asked = next(request.forget.batches(8))
+    relabelled = relabelling(request, Allowance(request), labels)(asked)
+    state = neon_request().objective.noised(asked)  # the same times and noise, for the first time
+    under, elsewhere = (predicted(request.model, state.latents, state.time, b["text"]) for b in (asked, relabelled))
+    wanted = torch.autograd.grad((under - elsewhere.detach()).square().mean(), list(unet.parameters()))
+    loss = random_label_loss(request, relabelled)
+    for found, expected in zip(torch.autograd.grad(loss, list(unet.parameters())), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
+    assert any(gradient.abs().max() > 1e-6 for gradient in wanted)
+    own = {**relabelled, "text": asked["text"]}
+    assert float(random_label_loss(request, own).detach()) == pytest.approx(0, abs=1e-12)
 
 
 def test_salun_within_cross_attention_says_that_a_classifier_has_none():

@@ -159,9 +159,11 @@ def test_the_control_reads_no_prompt_that_names_the_target():
     text = _canvas_recipe.tokens_of_cells()[[3 * len(OBJECTS), 4 * len(OBJECTS)]]
     with torch.no_grad():
         said, plain = masked.get_submodule("text")(text)[0], model.get_submodule("text")(text)[0]
-        nothing = model.get_submodule("text")(told.nothing)[0]
+        other = model.get_submodule("text")(
+            _canvas_model.tokens(_canvas_model.tokenizer(), _canvas_model.prompts([0], [0]))
+        )[0]
         by_name = masked.get_submodule("text")(input_ids=text)[0]
-    torch.testing.assert_close(said[:1], nothing)
+    torch.testing.assert_close(said[:1], other)  # the first style and object, neither of which is the target
     assert torch.equal(said[1], plain[1]) and torch.equal(said, by_name)
     assert all(torch.equal(a, b) for a, b in zip(masked.state_dict().values(), model.state_dict().values(), strict=True))
 
