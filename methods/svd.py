@@ -180,7 +180,7 @@ def projection(gram: torch.Tensor, alpha: float) -> torch.Tensor:
         (..., d, d) float64, symmetric, eigenvalues in [0, 1]; zero where there was no input at all.
     """
     gram = gram.double()
-    m = _solved(gram, alpha, gram)
+    m = _solver(gram, alpha)(gram)
     return (m + m.mT) / 2  # the factors commute, so M is symmetric but for rounding
 
 
@@ -205,7 +205,7 @@ def stacked_rests(weight: torch.Tensor, gram: torch.Tensor, alphas: Iterable[flo
 
     w = weight.double()
     through = w @ gram
-    return torch.cat([w - _solved(gram, alpha, through) for alpha in alphas], dim=-2).to(weight.dtype)
+    return torch.cat([w - _solver(gram, alpha)(through) for alpha in alphas], dim=-2).to(weight.dtype)
 
 
 def projections(
@@ -223,7 +223,8 @@ def projections(
         weights: name -> W (..., out, d); layers without an input to forget are left out.
         unused: name -> W - W Mr of each alpha of Mr, stacked: (..., alphas * out, d). Emptied, since what takes its place is
             as large: several times the model.
-        grams: name -> (..., d, d) float64, of the samples to forget.
+        grams: name -> (..., d, d) float64, of the samples to forget. Factors are kept below their diagonals: beside them
+            they would take as much memory again.
         alphas: of Mf.
     """
     through = {}
@@ -231,27 +232,38 @@ def projections(
         rests = unused.pop(name)
         through[name] = (rests.double() @ gram).to(rests.dtype).split(weights[name].shape[-2], dim=-2)
     for alpha in alphas:
-        removed = {name: _solver(gram, alpha) for name, gram in grams.items()}
+        removed = {name: _solver(gram, alpha, within=True) for name, gram in grams.items()}
         for k in range(min(map(len, through.values()), default=0)):
             yield {name: weights[name] - removed[name](rows[k].double()).to(rows[k].dtype) for name, rows in through.items()}
-        removed.clear()  # factors are as large as the Gram matrices: not those of two alphas at once
 
 
-def _solved(gram: torch.Tensor, alpha: float, rows: torch.Tensor) -> torch.Tensor:
-    return _solver(gram, alpha)(rows)
+def _solver(gram: torch.Tensor, alpha: float, *, within: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+    """R -> alpha / tr C * R ((alpha - 1) g + I)^-1, which is X M if R = X C; factorised once.
 
-
-def _solver(gram: torch.Tensor, alpha: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """R -> alpha / tr C * R ((alpha - 1) g + I)^-1, which is X M if R = X C; factorised once."""
+    Args:
+        gram: (..., d, d) float64, of which nothing below the diagonal is read.
+        alpha: above 0.
+        within: keep the factor there, below the diagonal, where it serves until `gram` is factorised again.
+    """
     import torch
 
     power = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     power = torch.where(power > 0, power, 1.0)
-    system = gram * ((alpha - 1) / power)
+    system = (gram.triu() + gram.triu(1).mT).mul_((alpha - 1) / power)
     system.diagonal(dim1=-2, dim2=-1).add_(1)  # eigenvalues between 1 and alpha
     factor, failed = torch.linalg.cholesky_ex(system)
     if not failed.any():
-        return lambda rows: torch.cholesky_solve(rows.mT, factor).mT * (alpha / power)
+        # L D L^T with ones on L's diagonal, as the Gram matrix needs its own
+        root = factor.diagonal(dim1=-2, dim2=-1).clone()
+        lower = factor.div_(root[..., None, :])
+        if within:
+            lower = gram.triu_().add_(lower.tril_(-1))
+
+        def solve(rows: torch.Tensor) -> torch.Tensor:
+            half = torch.linalg.solve_triangular(lower, rows.mT, upper=False, unitriangular=True) / root[..., None] ** 2
+            return torch.linalg.solve_triangular(lower.mT, half, upper=True, unitriangular=True).mT * (alpha / power)
+
+        return solve
     # rounding left an unused direction a negative share, of which an alpha of many millions makes much: it has none
     values, vectors = torch.linalg.eigh(system)
     kept = torch.where(values > 1, 1 / values, 0.0)[..., None, :]

@@ -142,7 +142,7 @@ def test_the_grid_is_projected_as_each_of_its_pairs(groups):
     w = draw(*groups, 3, 5)
     retain, forget = ((a := draw(*groups, n, 5, seed=n)).mT @ a for n in (9, 4))
     rests = {"w": stacked_rests(w, retain, (10.0, 100.0))}
-    found = [weights["w"] for weights in projections({"w": w, "unseen": w}, rests, {"w": forget}, (1.0, 3.0))]
+    found = [weights["w"] for weights in projections({"w": w, "unseen": w}, rests, {"w": forget.clone()}, (1.0, 3.0))]
     pairs = [(10.0, 1.0), (100.0, 1.0), (10.0, 3.0), (100.0, 3.0)]
     for got, (alpha_retain, alpha_forget) in zip(found, pairs, strict=True):
         expected = project_weight(w, projection(forget, alpha_forget), projection(retain, alpha_retain))
@@ -317,7 +317,7 @@ def test_a_bare_projection_is_projected_from_its_own_side():
     inputs, _ = grams(model, {"image": draw(7, 5, seed=2)})
     forget, keep = (gram_of(draw(4, 5, seed=seed)) for seed in (3, 4))
     before = inputs.matrix("w", forget).clone()
-    (projected,) = projections({"w": before}, {"w": stacked_rests(before, keep, [10.0])}, {"w": forget}, [10.0])
+    (projected,) = projections({"w": before}, {"w": stacked_rests(before, keep, [10.0])}, {"w": forget.clone()}, [10.0])
     inputs.put(projected)
     mf, mr = projection(forget, 10.0), projection(keep, 10.0)
     torch.testing.assert_close(model(x).detach(), (x - mf @ x + mr @ (mf @ x)) @ before.T)
