@@ -4,7 +4,16 @@ Authors of plug-ins import everything they need from here.
 """
 
 from .artifacts import cached, digest, file_digest, gathered
-from .errors import BudgetExceeded, GateError, MissingData, MissingDependency, NotFetched, SlugbenchError, UsageError
+from .errors import (
+    BudgetExceeded,
+    DiskTrouble,
+    GateError,
+    MissingData,
+    MissingDependency,
+    NotFetched,
+    SlugbenchError,
+    UsageError,
+)
 from .provenance import RESULT_VERSION
 from .registry import importer, method, metric, report, task
 from .splits import TensorSplit
@@ -43,6 +52,7 @@ __all__ = [
     "Budget",
     "BudgetExceeded",
     "Cost",
+    "DiskTrouble",
     "Gate",
     "GateError",
     "Imported",

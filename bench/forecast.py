@@ -1,6 +1,6 @@
 """How long a plan takes: from its own cells that are done, and before there are any from those of a run that ships.
 
-`python -m slugbench.bench.forecast RUN > bench/suites/seconds.csv` writes what ships.
+`python -m slugbench.bench.forecast RUN... > bench/suites/seconds.csv` writes what ships.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _costly(metrics: Iterable[str]) -> str:
 
 @cache
 def shipped() -> dict[Sort, float]:
-    """Mean seconds by sort, of the run that ships; empty without one."""
+    """Mean seconds by sort, of the runs that ship; empty without any."""
     file = resources.files(__package__) / "suites" / SHIPPED
     if not file.is_file():
         return {}
@@ -134,10 +134,10 @@ def shipped() -> dict[Sort, float]:
     return {Sort(*(row[name] for name in Sort._fields)): float(row["seconds"]) for row in csv.DictReader(lines)}
 
 
-def write(folder: Path, to: Any) -> None:
-    """The table that ships, from a finished run."""
+def write(folders: Iterable[Path], to: Any) -> None:
+    """The table that ships, from finished runs."""
     load(())
-    done = records(folder).values()
+    done = [record for folder in folders for record in records(folder).values()]
     counts: defaultdict[Sort, int] = defaultdict(int)
     for record in done:
         counts[sort_of_record(record)] += 1
@@ -150,8 +150,8 @@ def write(folder: Path, to: Any) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the table of a run to standard output."""
-    write(Path(arguments[0]), sys.stdout)
+    """Write the table of some runs to standard output."""
+    write(map(Path, arguments), sys.stdout)
 
 
 if __name__ == "__main__":

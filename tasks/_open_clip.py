@@ -28,6 +28,7 @@ from slugbench.bench import (
     Batch,
     Budget,
     Gate,
+    MissingData,
     Model,
     NotFetched,
     Request,
@@ -41,6 +42,7 @@ from slugbench.bench import (
     digest,
 )
 from slugbench.bench.entropies import entropies
+from slugbench.bench.errors import of_its_data
 from slugbench.bench.registry import did_you_mean
 
 from ._clip import NEVER, Captions, Clip, embed_candidates, other_labels, temperature
@@ -178,7 +180,7 @@ class Weights:
         """The activation that the weights were trained with, as their tag or folder says; None of a file, which does not."""
         if self.local is None:
             return "QuickGELU" if tag(self.model, self.pretrained).quick_gelu else "GELU"
-        return activation(loaded(replace(self, quickgelu=None)).model) if self.local.is_dir() else None
+        return ran_with(replace(self, quickgelu=None)) if self.local.is_dir() else None
 
     def _gelu(self) -> str:
         return "" if self.quickgelu is None else f", run with {'QuickGELU' if self.quickgelu else 'GELU'}"
@@ -241,9 +243,9 @@ class Weights:
 
 
 @cache
-def loaded(weights: Weights) -> Loaded:
-    """Weights read once a process; whoever edits the model takes a copy."""
-    return weights.load()
+def ran_with(weights: Weights) -> str:
+    """The activation of the model that these weights are read into."""
+    return activation(weights.load().model)
 
 
 def activation(model: Model) -> str:
@@ -475,15 +477,29 @@ class Original:
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
-        self.model, self.preparation, self.tokenize = loaded(weights)
-        self.digest = weights.digest()
+        model, self.preparation, self.tokenize = weights.load()
+        self.digest, self.scale = weights.digest(), _scale(model)
         self._kept: dict[Path, torch.Tensor] = {}
-        self._towers = {tower: names for tower, names in towers(self.model).items() if tower in ("vision", "text")}
-        self._sums = self._checksums(self.model)
+        self._towers = {tower: names for tower, names in towers(model).items() if tower in ("vision", "text")}
+        self._sums = self._checksums(model)
+        self._spare: Clip | None = model
 
     def copy(self) -> Clip:
-        """A copy to edit."""
-        return copy.deepcopy(self.model)
+        """A model to edit: the one that was read, as long as nobody has it, then another; two at a time take twice the
+        memory, and methods of a large model have little to spare."""
+        model, self._spare = self._spare, None
+        return self._read() if model is None else model
+
+    def _read(self) -> Clip:
+        """The same model anew."""
+        with of_its_data():
+            model = self.weights.load().model
+        if self._checksums(model) != self._sums:
+            raise MissingData(
+                f"pretrained={self.weights.pretrained} has changed while it was in use; give a file that stays, and run "
+                "the same command again."
+            )
+        return model
 
     def edited(self, model: Model) -> Edited:
         """Told by checksums, for which no second copy of the model has to be where this one is."""
@@ -526,7 +542,9 @@ class Original:
 
         def make(path: Path) -> None:
             device = "cuda" if torch.cuda.is_available() else "cpu"  # made once for all: on what is fastest
-            np.save(path, embed(self.copy().to(device)).float().cpu().numpy())
+            model = self._read() if self._spare is None else self._spare
+            np.save(path, embed(model.to(device)).float().cpu().numpy())
+            model.cpu()  # as it was
             if device == "cuda":
                 torch.cuda.empty_cache()  # or it would count as what a method took
 
@@ -668,7 +686,7 @@ class Quiz:
         """The original's answers to all, which run no model once they are known."""
         images = self.original.kept_images(self.pictures)[self.shown.rows]
         texts = self.original.kept_texts(self.candidates)
-        return zero_shot(images, texts, self.shown.label, scale=_scale(self.original.model))
+        return zero_shot(images, texts, self.shown.label, scale=self.original.scale)
 
     def features(self, model: Clip, edited: Edited, rows: np.ndarray) -> np.ndarray:
         """(n, D) unit embeddings."""
@@ -796,6 +814,7 @@ class Setting:
         forget = forget or self.split(dealt.train.forget, keep=False)
         retain = retain or self.split(dealt.train.retain, keep=False)
         searched = self._quiz(dealt.validation.forget), self._quiz(dealt.validation.retain)
+        known = exam.original()  # before its model is given away: where nothing is cached yet it is asked
         n_train = len(forget) + len(retain)
         request = Request(
             model=self.original.copy(),
@@ -812,7 +831,7 @@ class Setting:
             request=request,
             questions=dealt.questions(len(self.candidates)),
             answer=exam.ask,
-            original=exam.original(),
+            original=known,
             oracles=(),
             oracle_model=no_oracle,
             n_classes=len(self.candidates),
@@ -881,7 +900,7 @@ def activation_gate(weights: Weights) -> Gate:
 
     Its value is 1 where that is the one of training, 0 where it is not, and None where nobody knows.
     """
-    ran, trained = activation(loaded(weights).model), weights.trained_with()
+    ran, trained = ran_with(weights), weights.trained_with()
     value = None if trained is None else float(trained == ran)
     said = f"trained with {trained}" if trained else f"no file of weights says what it was trained with{_choice(weights)}"
     return Gate("activation is the one of training", value, "any; that of Cai et al. is 0", True, f"runs with {ran}; {said}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from slugbench.bench import Answers, MissingDependency, Model, UsageError, digest, file_digest
+from slugbench.bench import Answers, DiskTrouble, MissingDependency, Model, UsageError, digest, file_digest
 
 from ._image_folders import content_digest
 
@@ -405,9 +405,16 @@ class _Known:
     def save(self) -> None:
         if len(self.rows) == self.saved:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.file.with_name(f".{self.file.name}")
         columns: dict[str, Any] = {"digest": np.array(list(self.rows)), **self.of(list(self.rows))}
-        np.savez_compressed(unfinished, **columns)
-        unfinished.replace(self.file)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(unfinished, **columns)
+            unfinished.replace(self.file)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise DiskTrouble(
+                f"cannot write what the classifiers say to {self.file} ({error.strerror or error}); make room or choose "
+                "another --out, and run the same command again: what was written before is kept."
+            ) from error
         self.saved = len(self.rows)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,7 +30,19 @@ from slugbench.bench.registry import did_you_mean
 
 from . import imagenet as objects
 from ._gates import within
-from ._image_folders import Dealt, Gallery, Pair, PictureSplit, Shown, and_more, deal, folders_in, pictures_in, turns
+from ._image_folders import (
+    ENDINGS,
+    Dealt,
+    Gallery,
+    Pair,
+    PictureSplit,
+    Shown,
+    and_more,
+    deal,
+    folders_in,
+    pictures_in,
+    turns,
+)
 from ._open_clip import Candidates, Original, Setting, Weights, activation_gate, original
 from ._pairs import Tars, paired, tar_of, tars_in
 from ._wanted import looked_at
@@ -387,7 +400,7 @@ def _identities(path: Path) -> list[tuple[str, str]]:
     """File and name of every picture: two header lines, then `000001.jpg Some_Name`."""
     lines = _lines(path)
     for number, line in enumerate(lines[:2], 1):
-        if line.lower().split(" ")[0].endswith(".jpg"):
+        if "".join(line.lower().split()[:1]).endswith(ENDINGS):
             raise UsageError(
                 f"{path} has a picture in line {number}, where it should have two header lines (a number, then the names of "
                 "the columns); it needs the list with names as CelebA's authors give it."
@@ -398,6 +411,8 @@ def _identities(path: Path) -> list[tuple[str, str]]:
         raise UsageError(f"{path} has no `000001.jpg Some_Name` in line {wrong or 3}; it needs one in each line after two.")
     if all(name.strip().isdigit() for _, name in rows):
         raise UsageError(f"{path} has numbers for people; {ON_REQUEST}.")
+    if again := [file for file, times in Counter(file for file, _ in rows).items() if times > 1]:
+        raise UsageError(f"{path} lists pictures more than once: {and_more(again)}; each has one line, with one name.")
     return [(file, name.strip().replace("_", " ")) for file, name in rows]
 
 

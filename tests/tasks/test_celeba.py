@@ -504,6 +504,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda data: rewrite(data, lambda lines: lines[2:]),
         "a picture in line 1, where it should have two header",
     ),
+    "no header, and tabs": (
+        lambda data: rewrite(data, lambda lines: [line.replace(" ", "\t") for line in lines[2:]]),
+        "a picture in line 1, where it should have two header",
+    ),
+    "a picture twice": (
+        lambda data: rewrite(data, lambda lines: [*lines, lines[4]]),
+        r"lists pictures more than once: 000003.jpg",
+    ),
     "one header line": (lambda data: rewrite(data, lambda lines: lines[1:]), "a picture in line 2"),
     "numbers for names": (
         lambda data: rewrite(data, lambda lines: lines[:2] + [f"{line.split()[0]} 7" for line in lines[2:]]),
@@ -809,3 +817,34 @@ def test_slug_runs_as_a_cell_and_every_metric_has_a_value_or_says_why_not(data, 
     assert found["slug"]["ks_d"] is None and "no " in next(
         row["note"] for row in results["slug"]["values"]["ks_d"] if row["metric"] == "ks_d"
     )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_whoever_edits_first_has_the_model_that_was_read_and_the_next_one_another(task, monkeypatch):
+    """With two models at a time, methods that fit a CLIP of real size into memory would not."""
+    read, load = [], _open_clip.Weights.load
+    monkeypatch.setattr(_open_clip.Weights, "load", lambda weights: read.append(load(weights)) or read[-1])
+    own = _open_clip.Original(task._weights)
+    first = own.copy()
+    assert len(read) == 1 and first is read[0].model
+    for parameter in first.parameters():
+        parameter.data.zero_()
+    second = own.copy()
+    assert len(read) == 2 and own.edited(first) != own.edited(second) == (False, False)
+
+
+def test_weights_that_change_while_they_are_in_use_are_named(task, tmp_path):
+    import torch
+
+    file = Path(shutil.copy(task.pretrained, tmp_path / "weights.pt"))
+    own = _open_clip.Original(replace(task, pretrained=str(file))._weights)
+    own.copy()
+    state = torch.load(file, weights_only=True)
+    torch.save({name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}, file)
+    with pytest.raises(MissingData, match=r"weights\.pt has changed while it was in use"):
+        own.copy()
+    file.unlink()
+    with pytest.raises(MissingData):
+        own.copy()

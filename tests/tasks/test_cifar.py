@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import OrderedDict, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,17 @@ def test_the_published_protocol_validates_on_test_images_and_says_so(trained):
     oracle = Cifar10(data=task.data, protocol="published", oracles=1)
     with pytest.raises(UsageError, match=r"no oracle 0 of class-4 yet.*protocol=published"):
         oracle.build("class-4", 0)  # trained on other images than the clean one's, which is there
+
+
+def test_deep_unlearning_sets_no_image_aside_where_its_table_is_followed(trained):
+    task = Cifar10(data=trained[0].data, protocol="published", recipe="svd", oracles=0)
+    label, parts = cifar_labels(task), task._parts(task._listed("class-4"))
+    assert sorted(parts.forget) == np.flatnonzero(label == 4).tolist()
+    assert sorted(parts.retain) == np.flatnonzero(label != 4).tolist()
+    assert task._trained_on().tolist() == list(range(N_TRAIN)) and task._unseen_gate(task._listed("class-4")).value == 0
+    for recipe, same in {"svd": False, "salun": True}.items():  # of SalUn's recipe both protocols have one base model
+        both = (replace(task, recipe=recipe, protocol=protocol)._key(0, None) for protocol in ("default", "published"))
+        assert (next(both) == next(both)) == same
 
 
 # ---------------------------------------------------------------- augmentation

@@ -1,12 +1,13 @@
 """The constants are the official ones; answer sets and checkpoints are what they should be, or named."""
 
+import errno
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from slugbench.bench import UsageError
+from slugbench.bench import DiskTrouble, UsageError
 from slugbench.tasks import _unlearncanvas as canvas
 from slugbench.tasks.unlearncanvas import UnlearnCanvas
 
@@ -125,6 +126,18 @@ def test_a_truncated_image_is_named_and_all_before_it_are_kept(copied, canvas_cl
         canvas.classify(read(copied), classifiers, cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     assert len(np.load(file)["digest"]) == 200 // canvas.BATCH * canvas.BATCH
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(canvas_images, canvas_classifiers, tmp_path, monkeypatch):
+    def full(file, **columns):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    few = canvas.AnswerSet(*(column[:3] for column in read(canvas_images)))
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(DiskTrouble, match="No space left on device"):
+        canvas.classify(few, canvas.Classifiers(canvas_classifiers, architecture="test_vit"), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_known_of_images_is_worked_out_anew_where_its_file_is_broken(canvas_images, canvas_classifiers, tmp_path):
