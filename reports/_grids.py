@@ -220,10 +220,6 @@ def critical_difference(
     ax.spines["top"].set_visible(True)
     ax.locator_params(axis="x", integer=True)
     ax.set_xticks([tick for tick in ax.get_xticks() if 1 <= tick <= len(ranks)])
-    figure = figure_of(ax)
-    for _ in range(40):  # names reach out of the axes by less, the narrower these are: the layout needs further looks
-        figure.draw_without_rendering()
-        ends = [text.get_window_extent() for text in made["labels"]]
-        if all(figure.bbox.x0 <= end.x0 and end.x1 <= figure.bbox.x1 for end in ends):
-            break
+    for _ in range(6):  # names reach out of the axes by less, the narrower these are: the layout needs further looks
+        figure_of(ax).draw_without_rendering()
     return ax

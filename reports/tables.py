@@ -420,7 +420,7 @@ def _entry(line: Line, mine: pd.DataFrame, column: Column, notes: _Notes) -> Ent
     result = estimate(mine, center="median" if column.is_cost else "mean")
     if result.spread == "interval" and result.low == result.high and got["ci_low"].notna().all():
         # all requests alike, as 0 of n: no bootstrap sees what their images still allow
-        low, high = span(*(got[column].to_numpy(float) for column in ("value", "ci_low", "ci_high")))
+        low, high = span(*(got[name].to_numpy(float) for name in ("value", "ci_low", "ci_high")))
         result = result._replace(low=low, high=high, spread="range")
     if got["chance"].notna().any():  # an accuracy, or an area under a curve
         result = result.within(0, 1)
