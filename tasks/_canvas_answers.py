@@ -35,16 +35,29 @@ STEPS, GUIDANCE, AT_A_TIME = 12, 3.0, 96
 
 
 class Target(NamedTuple):
-    """What is to be forgotten."""
+    """What is to be forgotten: one concept, or several of a domain."""
 
     domain: str
     """`style` or `object`."""
-    number: int
+    numbers: tuple[int, ...]
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """As they are called in prompts."""
+        return tuple(DOMAINS[self.domain][number] for number in self.numbers)
 
     @property
     def name(self) -> str:
-        """As it is called in prompts."""
-        return DOMAINS[self.domain][self.number]
+        """Of the request to forget it, and of its files."""
+        return "-".join(self.concepts)
+
+    def holds(self, label: Any) -> np.ndarray:
+        """(N,) whether these labels (N,) in its domain are to be forgotten."""
+        return np.isin(label, self.numbers)
+
+    def one(self, place: int) -> Target:
+        """Of several concepts the one at that place, by itself."""
+        return Target(self.domain, self.numbers[place : place + 1])
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def grid(target: Target, seeds: int) -> Asked:
     """So many seeds of each prompt, and `TARGET_TIMES` as many of those with the target; then all pictures of the target
     that were trained on, and as many that no model saw."""
     style, thing = recipe.cells()
-    own = (style if target.domain == "style" else thing) == target.number
+    own = target.holds(style if target.domain == "style" else thing)
     drawn = np.repeat(np.arange(len(own)), np.where(own, TARGET_TIMES * seeds, seeds))
     seed = np.concatenate([np.arange(TARGET_TIMES * seeds if mine else seeds) for mine in own])
     split = np.where(own[drawn], "forget", "retain")
@@ -96,7 +109,7 @@ def grid(target: Target, seeds: int) -> Asked:
 def shows(target: Target) -> np.ndarray:
     """Numbers of the pictures of each part that show the target."""
     cell = np.arange(len(recipe.cells()[0]) * recipe.TRAIN_PER_CELL) % len(recipe.cells()[0])
-    return np.flatnonzero(recipe.cells()[0 if target.domain == "style" else 1][cell] == target.number)
+    return np.flatnonzero(target.holds(recipe.cells()[0 if target.domain == "style" else 1][cell]))
 
 
 KNOWN = ("train", "test")

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 BASE_SEEDS = (0, 1)
 N_ORACLES = 2
+TARGETS = (
+    *(Target(domain, (number,)) for domain, names in DOMAINS.items() for number in range(len(names))),
+    Target("style", tuple(map(DOMAINS["style"].index, ("dots", "mosaic", "ink", "night")))),
+)
+"""Each style and object by itself; then four styles together, which can also be forgotten one after the other."""
 SHIPPED = ("neon", "ball")
 """Requests whose oracles ship as weights: those of the suite `quick`."""
 
@@ -73,7 +78,7 @@ def files_of(folder: Path) -> list[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no remarks of the libraries while they read what ships, which is known to be whole."""
+    """No bars and no remarks of the libraries about pipelines that are known to be whole."""
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 
@@ -95,12 +100,11 @@ def _quiet() -> Iterator[None]:
 
 
 def rebuild(folder: Path, *, jobs: int) -> None:
-    """Make everything into `folder`: two classifiers, then two bases and 36 oracles of six minutes each on one thread."""
+    """Make everything into `folder`: two classifiers, then two bases and 38 oracles of five minutes each on one thread."""
     folder.mkdir(parents=True, exist_ok=True)
     _each(jobs, [partial(_make_classifier, folder, kind) for kind in CLASSIFIERS])
-    targets = [Target(domain, number) for domain, names in DOMAINS.items() for number in range(len(names))]
     makers = [partial(_make_base, folder, seed) for seed in BASE_SEEDS]
-    makers += [partial(_make_oracle, folder, target, number) for target in targets for number in range(N_ORACLES)]
+    makers += [partial(_make_oracle, folder, target, number) for target in TARGETS for number in range(N_ORACLES)]
     _each(jobs, makers)
 
 
@@ -129,11 +133,12 @@ def _make_base(folder: Path, seed: int) -> None:
     if (folder / f"{base_name(seed)}.npz").is_file():
         return
     made, place = train(pictures("train"), seed), folder / base_name(seed)
-    made.clip.half().save_pretrained(place / "clip")  # its text encoder is the pipeline's
-    made.pipeline.to(dtype=made.clip.dtype).save_pretrained(place)
+    with _quiet():
+        made.clip.half().save_pretrained(place / "clip")  # its text encoder is the pipeline's
+        made.pipeline.to(dtype=made.clip.dtype).save_pretrained(place)
+        pipeline = read_pipeline(place)  # as it ships, rounded
     everything = np.arange(len(cells()[0])).repeat(TARGET_TIMES * SEEDS)
     seeds = np.tile(np.arange(TARGET_TIMES * SEEDS), len(cells()[0]))
-    pipeline = read_pipeline(place)  # as it ships, rounded
     pictures_too = np.arange(len(pictures("train").image))
     _note(folder, base_name(seed), pipeline, editable(pipeline), everything, seeds, pictures_too)
 
@@ -156,7 +161,7 @@ def _make_oracle(folder: Path, target: Target, number: int) -> None:
 
 def _train_oracle(target: Target, number: int, path: Path) -> None:
     known = pictures("train")
-    others = getattr(known, target.domain) != target.number
+    others = ~target.holds(getattr(known, target.domain))
     with one_thread():  # as in `rebuild`, or the cached one would be another
         save_weights(editable(train(known.rows(others), 1000 + number).pipeline), path)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from slugbench.bench import Answers, DiskTrouble, MissingDependency, Model, UsageError, digest, file_digest
+from slugbench.bench import Answers, DiskTrouble, Model, UsageError, digest, file_digest
 
 from ._image_folders import content_digest
 
@@ -299,12 +299,8 @@ def load_classifier(file: Path, n_classes: int, *, architecture: str = ARCHITECT
 
     Raises:
         UsageError: the file is no such checkpoint, or its classifier has another head or other layers.
-        MissingDependency: timm is not installed.
     """
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise MissingDependency("UnlearnCanvas's classifiers need timm; install slugbench[unlearncanvas].") from error
+    import timm
 
     state = _state(file)
     head = state.get("head.weight")

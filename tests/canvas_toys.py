@@ -6,9 +6,9 @@ import torch
 
 from slugbench.bench import Budget, Request, Scores, TensorSplit, Validation
 from slugbench.tasks import _canvas_answers, _canvas_model, _canvas_recipe
-from slugbench.tasks._canvas import _candidates, bare_names
 from slugbench.tasks._canvas_scenes import OBJECTS
 from slugbench.tasks._diffusion import Contrast, Denoising, editable
+from slugbench.tasks.canvas import _candidates, bare_names
 
 NEON = 3
 

@@ -17,11 +17,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from slugbench.bench import Cost, Outcome, TensorSplit, Trial, Validation
 from slugbench.tasks import _canvas_answers, _canvas_recipe
-from slugbench.tasks._canvas import bare_names
 from slugbench.tasks._canvas_answers import DOMAINS, Target, answers, drawing, drawn_at, grid, shows
 from slugbench.tasks._canvas_model import new_clip, new_pipeline, new_scheduler
 from slugbench.tasks._canvas_scenes import OBJECTS
 from slugbench.tasks._diffusion import editable
+from slugbench.tasks.canvas import bare_names
 
 from .canvas_toys import NEON, neon_request, objective, pictures
 
@@ -89,7 +89,7 @@ def filtered():
 
 def memorising():
     """It holds all pictures of neon that are for training."""
-    rows = torch.from_numpy(shows(Target("style", NEON)))
+    rows = torch.from_numpy(shows(Target("style", (NEON,))))
     return editable(pipeline(images=_canvas_recipe.pictures("train").image[rows], cells=rows % len(CELLS)))
 
 
@@ -107,7 +107,8 @@ def neon_trial(*, denoised: bool = False) -> Trial:
     Args:
         denoised: whether pictures are to be denoised as well, which takes as long again.
     """
-    made, target, asked = pipeline(), Target("style", NEON), grid(Target("style", NEON), 1)
+    made, target = pipeline(), Target("style", (NEON,))
+    asked = grid(target, 1)
     asked = asked if denoised else asked.rows(np.flatnonzero(asked.part == ""))
     neon, others = (TensorSplit(pictures(CELLS[mine]), {"neon": torch.arange(8)}) for mine in (NEON_CELLS, ~NEON_CELLS))
     parts = {"forget": neon, "retain": others, "validation": Validation(neon, others), "objective": objective(made)}

@@ -204,7 +204,9 @@ STANDARD = (2 + 12 + 5 + 6) * 18 * 3 + (3 + 4) * 14 * 2
 """Here further seeds are for the first requests alone."""
 
 
-@pytest.mark.parametrize(("name", "cells"), {"quick": (4 + 2) * 9, "standard": STANDARD, "full": FULL}.items())
+@pytest.mark.parametrize(
+    ("name", "cells"), {"quick": (4 + 2 + 2) * 9, "standard": STANDARD, "standard-canvas": 14 * 14 * 2, "full": FULL}.items()
+)
 def test_shipped_suites_can_be_planned(capsys, name, cells):
     assert main(["plan", name]) == 0
     assert f"suite {name}: {cells} cells" in capsys.readouterr().out

@@ -1,0 +1,149 @@
+"""The task `canvas` with what ships: requests, gates, four styles at once and in turn, and how everything is made anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from slugbench.bench import UsageError
+from slugbench.tasks import _canvas_model, _canvas_rebuild
+from slugbench.tasks._canvas_answers import Target
+from slugbench.tasks._canvas_scenes import OBJECTS, STYLES
+from slugbench.tasks._diffusion import editable
+from slugbench.tasks._shipped import assets, load_answers, save_weights
+from slugbench.tasks.canvas import Canvas, _target
+
+FOUR = "dots-mosaic-ink-night"
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """The trial of four styles, a picture a prompt."""
+    return Canvas(seeds=1).build(FOUR, 0)
+
+
+# ---------------------------------------------------------------- requests
+
+
+def test_fourteen_concepts_are_for_testing_and_four_styles_at_once():
+    listed = Canvas().requests()
+    pools = {pool: [request.id for request in listed if request.pool == pool] for pool in ("test", "dev", "tune")}
+    assert len(pools["test"]) == 8 + 6 + 1 and pools["test"][-1] == FOUR
+    assert pools["dev"] == ["chalk", "moon"] and pools["tune"] == ["blueprint", "plank"]
+
+
+def test_an_unknown_request_seed_or_base_is_told():
+    for wrong in (lambda: _target("noen"), lambda: Canvas().build("neon", 7)):
+        with pytest.raises(UsageError, match="canvas has no"):
+            wrong()
+    with pytest.raises(ValueError, match="it may be 1 to 2"):
+        Canvas(seeds=3)
+
+
+# ---------------------------------------------------------------- what ships
+
+
+def test_every_gate_holds_for_every_request_and_both_bases():
+    found = Canvas().gates([request.id for request in Canvas().requests()], (0, 1))
+    assert len(found) == 2 * 2 + 19 * 3
+    assert [gate.name for gate in found if not gate.ok] == []
+
+
+def test_what_ships_is_small_and_has_oracles_weights_for_quick_alone():
+    files = [file for file in assets("canvas").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 25e6
+    weights = {file.stem for file in files if "-oracle-" in file.name and file.suffix == ".safetensors"}
+    assert weights == {f"{name}-oracle-{k}" for name in ("neon", "ball") for k in range(2)}
+
+
+@pytest.mark.slow
+def test_shipped_oracles_give_their_shipped_answers():
+    """To what floats add up to on another processor: a picture in a hundred may be seen as something else."""
+    trial = Canvas(seeds=1).build("neon", 0)
+    rows = np.flatnonzero(trial.questions["split"] == "forget")
+    for answers, model in ((trial.oracles[0], trial.oracle_model(0)), (trial.original, trial.original_model())):
+        found = trial.answer(model, rows)
+        assert (found["style"] == answers["style"][rows]).mean() >= 0.98
+        np.testing.assert_allclose(found["image"], answers["image"][rows], atol=40)
+
+
+# ---------------------------------------------------------------- four styles
+
+
+def test_four_styles_are_forgotten_together_or_one_after_the_other(joint):
+    together = joint.request
+    assert together.targets == ("dots", "mosaic", "ink", "night") and joint.joint
+    numbers = [STYLES.index(name) for name in together.targets]
+    assert set(next(together.forget.batches(10**4))["label"].tolist()) == set(numbers)
+    assert not set(next(together.retain.batches(10**4))["label"].tolist()) & set(numbers)
+
+    model = joint.original_model()
+    third = joint.alone(2, model)
+    assert third.targets == ("ink",) and third.model is model
+    for split in (third.validation, third):
+        assert set(next(split.forget.batches(10**4))["label"].tolist()) == {numbers[2]}
+        kept = set(next(split.retain.batches(10**4))["label"].tolist())
+        assert kept == set(range(len(STYLES))) - set(numbers[:3])  # the fourth is kept until it is its turn
+    drawn = torch.Generator().manual_seed(0)
+    other = third.objective.relabel(next(third.forget.batches(64)), drawn)
+    assert not set(other["label"].tolist()) & set(numbers[:3])
+    assert len(third.objective.names()) == len(STYLES) - 3 + len(OBJECTS)
+
+
+def test_every_style_of_four_is_asked_for_with_every_object(joint):
+    forget = joint.questions["split"] == "forget"
+    asked = set(zip(joint.questions["style"][forget].tolist(), joint.questions["object"][forget].tolist(), strict=True))
+    assert len(asked) == 4 * len(OBJECTS) and forget.sum() == 3 * len(asked)
+    assert set(joint.questions["unit"][forget]) == {STYLES.index(name) for name in joint.request.targets}
+
+
+def test_the_original_draws_the_four_and_the_oracles_do_not(joint):
+    forget = joint.questions["split"] == "forget"
+    right = [(found["rank"][forget] == 0).mean() for found in (joint.original, *joint.oracles)]
+    assert right[0] >= 0.9 and max(right[1:]) <= 0.2
+
+
+# ---------------------------------------------------------------- made anew
+
+
+def test_a_stopped_rebuild_goes_on_and_weights_that_do_not_ship_are_not_kept(tmp_path, monkeypatch):
+    made = []
+
+    def train(target, number, path):
+        made.append((target.name, number))
+        clip, unet = _canvas_model.new_clip(0), _canvas_model.new_unet(0)
+        save_weights(editable(_canvas_model.new_pipeline(clip.text_model, unet)), path)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_canvas_rebuild, "_train_oracle", train)
+    monkeypatch.setattr(_canvas_rebuild._canvas_answers, "ask", lambda *_, **__: {"style": np.arange(3)})
+    monkeypatch.setattr(_canvas_rebuild._canvas_answers, "error", lambda *_: np.zeros(2))
+    ink, neon = Target("style", (STYLES.index("ink"),)), Target("style", (STYLES.index("neon"),))
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(_canvas_rebuild, "save_answers", stop)
+        _canvas_rebuild._make_oracle(tmp_path, ink, 1)
+    for _ in range(2):
+        _canvas_rebuild._make_oracle(tmp_path, ink, 1)
+        _canvas_rebuild._make_oracle(tmp_path, neon, 0)
+    assert made == [("ink", 1), ("ink", 1), ("neon", 0)]  # stopped, made again, then found
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "ink-oracle-1.npz", "neon-oracle-0.npz", "neon-oracle-0.safetensors"
+    }  # fmt: skip
+    assert (load_answers(tmp_path / "ink-oracle-1.npz")["style"] == np.arange(3)).all()
+
+
+def test_an_oracle_that_does_not_ship_is_trained_once_and_the_cache_keeps_it(cache, monkeypatch):
+    calls = []
+
+    def train(target, number, path):
+        calls.append((target.name, number))
+        clip, unet = _canvas_model.new_clip(0), _canvas_model.new_unet(0)
+        save_weights(editable(_canvas_model.new_pipeline(clip.text_model, unet)), path)
+
+    monkeypatch.setattr(_canvas_rebuild, "_train_oracle", train)
+    for _ in range(2):
+        _canvas_rebuild.oracle(_target("ink"), 1)
+    assert calls == [("ink", 1)]
