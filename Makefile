@@ -23,7 +23,8 @@ check: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q
 
-# What the README and docs/ say of the suite `standard`: four hours with tuned parameters, resumed where it stopped.
+# What the README and docs/ say of the suites `standard`, four hours with tuned parameters, and `standard-canvas`, one or two;
+# both are resumed where they stopped.
 results: $(VENV)/installed
 	$(BIN)/slugbench run standard --params standard --out runs/standard
 	$(BIN)/slugbench report runs/standard --format claims --out $(RESULTS)
@@ -31,7 +32,12 @@ results: $(VENV)/installed
 	rm -f $(RESULTS)/standard/figures/*profile.svg  # megabytes; the PDF is a tenth
 	$(BIN)/python examples/layer_map.py identities hugo-alder $(RESULTS)/standard/figures/identities-hugo-alder-layers.pdf
 	cp runs/standard/table.parquet runs/standard/run.json $(RESULTS)/standard/
-	$(BIN)/python -m slugbench.bench.forecast runs/standard > bench/suites/seconds.csv
+	$(BIN)/python -m slugbench.bench.forecast runs/standard > bench/suites/standard.seconds.csv
+	$(BIN)/slugbench run standard-canvas --out runs/standard-canvas
+	$(BIN)/slugbench report runs/standard-canvas --format text,md,latex,figures --out $(RESULTS)/standard-canvas
+	rm -f $(RESULTS)/standard-canvas/figures/*profile.svg
+	cp runs/standard-canvas/table.parquet runs/standard-canvas/run.json $(RESULTS)/standard-canvas/
+	$(BIN)/python -m slugbench.bench.forecast runs/standard-canvas > bench/suites/standard-canvas.seconds.csv
 	$(BIN)/python docs/calibration.py runs/standard --out docs/calibration.md
 	$(BIN)/python .ci/readme.py "results=$(RESULTS)/standard/leaderboard.txt#identities: single requests"
 

@@ -1,6 +1,6 @@
-"""How long a plan takes: from its own cells that are done, and before there are any from those of a run that ships.
+"""How long a plan takes: from its own cells that are done, and before there are any from those of runs that ship.
 
-`python -m slugbench.bench.forecast RUN... > bench/suites/seconds.csv` writes what ships.
+`python -m slugbench.bench.forecast RUN > bench/suites/SUITE.seconds.csv` writes what ships of a suite's run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .registry import REGISTRY, load
 from .store import records
 from .types import needs_model
 
-SHIPPED = "seconds.csv"
+SHIPPED = ".seconds.csv"
 MIN_DONE = 10
 """Cells that must be done before they say how fast this machine is."""
 
@@ -127,17 +127,18 @@ def _costly(metrics: Iterable[str]) -> str:
 @cache
 def shipped() -> dict[Sort, float]:
     """Mean seconds by sort, of the runs that ship; empty without any."""
-    file = resources.files(__package__) / "suites" / SHIPPED
-    if not file.is_file():
-        return {}
-    lines = (line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
-    return {Sort(*(row[name] for name in Sort._fields)): float(row["seconds"]) for row in csv.DictReader(lines)}
+    found = {}
+    for file in (resources.files(__package__) / "suites").iterdir():
+        if file.name.endswith(SHIPPED):
+            lines = (line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+            found |= {Sort(*(row[name] for name in Sort._fields)): float(row["seconds"]) for row in csv.DictReader(lines)}
+    return found
 
 
-def write(folders: Iterable[Path], to: Any) -> None:
-    """The table that ships, from finished runs."""
+def write(folder: Path, to: Any) -> None:
+    """The table that ships, from a finished run."""
     load(())
-    done = [record for folder in folders for record in records(folder).values()]
+    done = records(folder).values()
     counts: defaultdict[Sort, int] = defaultdict(int)
     for record in done:
         counts[sort_of_record(record)] += 1
@@ -150,8 +151,8 @@ def write(folders: Iterable[Path], to: Any) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the table of some runs to standard output."""
-    write(map(Path, arguments), sys.stdout)
+    """Write the table of a run to standard output."""
+    write(Path(arguments[0]), sys.stdout)
 
 
 if __name__ == "__main__":

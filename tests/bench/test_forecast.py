@@ -76,7 +76,7 @@ def test_what_ships_is_written_from_records_and_read_back(monkeypatch, tmp_path)
     done = {"a": record(1.0), "b": record(3.0), "c": record(8.0, "slug", ("a", "b"), values=("cost", "relearning:steps=3"))}
     monkeypatch.setattr(forecast, "records", lambda folder: done)
     text = io.StringIO()
-    forecast.write([tmp_path], text)
+    forecast.write(tmp_path, text)
     first, *rows = text.getvalue().splitlines()
     assert first.startswith("# mean seconds a cell took, two or more at a time, on ")
     assert list(csv.reader(rows))[1:] == [
@@ -85,7 +85,7 @@ def test_what_ships_is_written_from_records_and_read_back(monkeypatch, tmp_path)
     ]
 
 
-@pytest.mark.parametrize("name", ["quick", "standard"])
+@pytest.mark.parametrize("name", ["quick", "standard", "standard-canvas"])
 def test_the_time_of_every_cell_of_the_shipped_suites_is_known(name):
     load()
     found = forecast.forecast(expand(load_suite(name), device="cpu"), {})
