@@ -287,12 +287,12 @@ def validate(
 ) -> Scores:
     """The share of pictures asked for with the target that show it, and of the others what share shows what was asked.
 
-    Two pictures of each prompt with the target, one of every second other prompt, from seeds that no question has; of the
-    latter half the style counts and half the object.
+    Two pictures of each prompt with the target (one where there are several targets), one of every second other prompt, from
+    seeds that no question has; of the latter half the style counts and half the object.
     """
     style, thing = recipe.cells()
     label = style if target.domain == "style" else thing
-    forget = np.repeat(np.flatnonzero(target.holds(label)), 2)
+    forget = np.repeat(np.flatnonzero(target.holds(label)), 2 if len(target.numbers) == 1 else 1)
     others = np.flatnonzero(~np.isin(label, (*target.numbers, *gone)))[::2] if retain else np.array([], dtype=int)
     cell = np.concatenate([forget, others])
     found = ask(pipeline, model, cell, np.arange(len(cell)) + VALIDATION, steps=SEARCH_STEPS)
