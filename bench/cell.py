@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 WARM_UP_SAMPLES = 16
 LOSS_ALLOWED = 0.02
 """Retain accuracy on validation data that choosing may cost: two points, the same for every method."""
+COSTS = tuple(field.name for field in dataclasses.fields(Cost) if field.name != "notes")
+NOT_LOADED = "answers at hand were judged, and no model was made"
 NO_METHODS_FAULT = (DiskTrouble, MissingData)
 """What ends the run rather than become a row."""
 GAVE_UP = 74
@@ -83,18 +85,20 @@ def measure(job: Mapping[str, Any]) -> None:
         if reason:
             result |= {"status": "skipped", "error": _plain(str(reason))}
         else:
-            trial = _with_floor(trial, job["device"])
-            model, cost = unlearn(method, entry, trial, job)
-            with of_its_data():
-                answers = trial.answer(model)
+            own, metrics = _own_oracle(entry, job), _metrics(job)
+            if hasattr(method, "answers") and not any(map(needs_model, metrics.values())):
+                model, cost, again = None, Cost(notes=dict.fromkeys(COSTS, NOT_LOADED)), None
+                answers = method.answers(_seen(entry, trial))
+            else:
+                trial = _with_floor(trial, job["device"])
+                model, cost = unlearn(method, entry, trial, job)
+                with of_its_data():
+                    answers = trial.answer(model)
+                result["validation"] = _validation(trial.request, model)
+                again = None if own is not None else partial(_again, method, entry, trial, job)
             _save_arrays(trial, answers, Path(job["scratch"]))
             result["cost"] = dataclasses.asdict(cost)
-            result["validation"] = _validation(trial.request, model)
-            own = _own_oracle(entry, job)
-            again = None if own is not None else partial(_again, method, entry, trial, job)
-            result["values"] = judge(
-                trial, answers, _metrics(job), keys=_keys(job), model=model, cost=cost, own=own, again=again
-            )
+            result["values"] = judge(trial, answers, metrics, keys=_keys(job), model=model, cost=cost, own=own, again=again)
     except NO_METHODS_FAULT:
         raise
     except Exception as error:

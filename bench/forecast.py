@@ -127,7 +127,7 @@ def _costly(metrics: Iterable[str]) -> str:
 @cache
 def shipped() -> dict[Sort, float]:
     """Mean seconds by sort, of the runs that ship; empty without any."""
-    found = {}
+    found: dict[Sort, float] = {}
     for file in (resources.files(__package__) / "suites").iterdir():
         if file.name.endswith(SHIPPED):
             lines = (line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))

@@ -152,6 +152,10 @@ class TextToImage(Protocol):
     nothing: torch.Tensor
     """(1, T), the empty prompt."""
 
+    def anew(self) -> Objective:
+        """The same objective, whose own generator is at its beginning."""
+        ...
+
     def noised(self, batch: Batch, draws: torch.Generator | None = None) -> Noised:
         """Pictures at a time and under noise drawn for each, by the objective's own generator if no other is given."""
         ...
@@ -226,7 +230,11 @@ class Request:
 
 @runtime_checkable
 class Method(Protocol):
-    """A frozen dataclass of hyperparameters; its fields are its CLI options, table columns and cache key."""
+    """A frozen dataclass of hyperparameters; its fields are its CLI options, table columns and cache key.
+
+    It may have `skips(request)`, which says why it does not run; a control that sees the trial may have `answers(trial)`,
+    which stand for its model where no metric needs weights.
+    """
 
     def __call__(self, request: Request) -> Model: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from slugbench.bench import Model, Request, TextToImage
@@ -21,11 +22,11 @@ def why_not(request: Request) -> str | None:
 
 def reads(model: Model) -> list[str]:
     """Names of the weights that project text into keys and values of the U-Net's cross-attention."""
-    return [name for name, _ in model.named_parameters() if name.endswith(READS)]
+    return [name for name, _ in model.named_parameters() if reads_text(name)]
 
 
-def only(request: Request, part: str) -> dict[str, torch.Tensor]:
-    """A mask for `fine_tune` that lets parameters with `part` in their names change, whole, and no others.
+def only(request: Request, part: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """A mask for `fine_tune` that lets those parameters change, whole, of whose names that holds, and no others.
 
     Raises:
         ValueError: there are none.
@@ -33,7 +34,19 @@ def only(request: Request, part: str) -> dict[str, torch.Tensor]:
     import torch
 
     model = request.model
-    names = [name for tower in request.objective.weights(model).values() for name in tower]
-    if not any(part in name for name in names):
-        raise ValueError(f"no parameter of this model has '{part}' in its name.")
-    return {name: torch.full_like(model.get_parameter(name), part in name, dtype=torch.bool) for name in names}
+    mine = {name: part(name) for tower in request.objective.weights(model).values() for name in tower}
+    if not any(mine.values()):
+        raise ValueError(
+            f"this model has none of the parameters that were asked for; among others it has {next(iter(mine))}."
+        )
+    return {name: torch.full_like(model.get_parameter(name), kept, dtype=torch.bool) for name, kept in mine.items()}
+
+
+def crosses(name: str) -> bool:
+    """Whether a parameter is of cross-attention: queries, keys, values or what is made of them."""
+    return "attn2" in name
+
+
+def reads_text(name: str) -> bool:
+    """Whether a parameter projects text into keys or values."""
+    return name.endswith(READS)

@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from slugbench.bench import Model, Request, TextToImage, method
 
 from ._common import Allowance, fine_tune, generator_of
-from ._cross_attention import only, why_not
+from ._cross_attention import only, reads_text, why_not
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class ConceptAblation:
     """
 
     part: Literal["cross", "all"] = "cross"
-    """`cross`: cross-attention alone, the paper's choice for styles; `all` of the U-Net."""
+    """`cross`: what cross-attention makes keys and values of, the paper's choice for styles; `all` of the U-Net."""
     keep: NonNegativeFloat = 1.0  # the paper's weight of the regularisation
     learning_rate: PositiveFloat = 1e-3
     """Of Adam. The authors' 2e-6 to 8e-6 are for 860 M weights and 100 to 800 steps."""
@@ -62,7 +62,7 @@ class ConceptAblation:
             for step, batch in enumerate(allowance.forever(request.retain, self.batch, generator)):
                 yield self.loss(request.model, objective, batch, request.targets[step % len(request.targets)])
 
-        masks = only(request, "attn2") if self.part == "cross" else None
+        masks = only(request, reads_text) if self.part == "cross" else None
         return fine_tune(
             request,
             losses,

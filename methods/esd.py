@@ -12,10 +12,15 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from slugbench.bench import Model, Request, TextToImage, method
 
 from ._common import Allowance, fine_tune, generator_of
-from ._cross_attention import only, why_not
+from ._cross_attention import crosses, only, why_not
 
 if TYPE_CHECKING:
     import torch
+
+
+def is_rest(name: str) -> bool:
+    """Whether ESD-u changes a parameter of the U-Net, by the authors' names for what it leaves."""
+    return not crosses(name) and not name.startswith(("unet.time_embedding", "unet.conv_out", "unet.conv_norm_out"))
 
 
 @method("esd")
@@ -32,8 +37,9 @@ class ErasedStableDiffusion:
         Gandikota et al., Erasing Concepts from Diffusion Models, 2023.
     """
 
-    part: Literal["cross", "all"] = "cross"
-    """`cross`: cross-attention alone (ESD-x, for styles, and what UnlearnCanvas compares); `all` of the U-Net."""
+    part: Literal["cross", "rest", "all"] = "cross"
+    """`cross`: cross-attention alone (ESD-x, for styles, and what UnlearnCanvas compares); `rest`: all but cross-attention,
+    the embedding of time and the last layer (ESD-u, for objects); `all` of the U-Net."""
     strength: NonNegativeFloat = 1.0
     """The paper's negative guidance."""
     guidance: PositiveFloat = 3.0  # of the drawing that x_t is from: the authors' code
@@ -46,7 +52,7 @@ class ErasedStableDiffusion:
     space: ClassVar[Mapping[str, tuple]] = {
         "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
         "strength": (0.5, 1.0, 2.0),
-        "part": ("cross", "all"),
+        "part": ("cross", "rest", "all"),
     }
 
     def skips(self, request: Request) -> str | None:
@@ -63,7 +69,7 @@ class ErasedStableDiffusion:
             for batch in allowance.forever(request.forget, self.batch, generator):
                 yield self.loss(request.model, original, objective, batch["text"], generator)
 
-        masks = only(request, "attn2") if self.part == "cross" else None
+        masks = None if self.part == "all" else only(request, crosses if self.part == "cross" else is_rest)
         return fine_tune(
             request,
             losses,

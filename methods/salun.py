@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from slugbench.bench import Model, Request, method
 
 from ._common import Allowance, Tensors, differentiable, mean_gradients
-from ._cross_attention import only, why_not
+from ._cross_attention import crosses, only, why_not
 from .random_label import Labels, RandomLabel, Schedule, everywhere, is_temperature
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class SalUn:
         gradients = forget_gradients(request, allowance, self.batch)
         masks = everywhere(request)
         if self.part == "cross":
-            masks = only(request, "attn2")
+            masks = only(request, crosses)
             gradients = {name: gradient for name, gradient in gradients.items() if masks[name].any()}
         masks |= saliency_mask(gradients, self.keep)
         del gradients  # as large as the model

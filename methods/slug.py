@@ -109,7 +109,8 @@ class Slug:
     Several targets get an edit each, found independently of each other at the original weights, and the edits add up.
 
     On a classifier the forget loss is the cross-entropy: an extension, the paper has none. Of a text-to-image model the text
-    encoder is edited, by the losses of the CLIP it is of, and validation looks at pictures drawn.
+    encoder is edited, by the losses of the CLIP it is of, and validation looks at pictures drawn; these are of all targets,
+    so several get one edit together.
 
     Args:
         variant: `paper`; `openclip`: the retain loss sees full batches only, every evaluation of every search is a
@@ -120,7 +121,7 @@ class Slug:
         stop: when a target counts as forgotten: by the `rule` of all methods, validation FA@1 at most chance + 1 standard
             error, or by the authors' `reference`, FA@5 = 0 (which `openclip` always does).
         signed: alignment is the plain cosine of the paper's text, not its absolute value as in the authors' code.
-        together: one edit for all targets of a request.
+        together: one edit for all targets of a request, as text-to-image models always get.
         towers_in_turn: hold gradients of one tower at a time; the samples are then read twice, and one tower's forward
             pass is run once more.
 
@@ -167,10 +168,11 @@ class Slug:
         """
         allowance = Allowance(request)
         request.progress("prepare")
+        together = self.together
         if isinstance(request.objective, TextToImage):
-            request = replace(request, objective=request.objective.contrast)
+            request, together = replace(request, objective=request.objective.contrast), True
         concepts = [Concept(None, request.forget)]
-        if len(request.targets) > 1 and not self.together:
+        if len(request.targets) > 1 and not together:
             concepts = [Concept(target, request.forget.of(target)) for target in request.targets]
         towers = layers_by_tower(request.objective.weights(request.model), hf=self.variant == "hf")
         if self.variant == "hf":

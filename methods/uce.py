@@ -25,8 +25,8 @@ class UnifiedConceptEditing:
         W <- (keep W + erase sum W n c^T + preserve sum W p p^T) (keep I + erase sum c c^T + preserve sum p p^T)^-1
 
     for every projection W of text in the U-Net's cross-attention; c are embeddings of the targets' names, n those of the
-    empty prompt in their place, p those of the other concepts' names. How much to erase is chosen on validation data
-    among `erase` times 1, 10, ..., `tries` of them, and the unedited model.
+    empty prompt in their place, p those of the other concepts' names and of the empty prompt. How much to erase is chosen on
+    validation data among `erase` times 1, 10, ..., `tries` of them, and the unedited model.
 
     References:
         Gandikota et al., Unified Concept Editing in Diffusion Models, 2024.
@@ -62,11 +62,14 @@ class UnifiedConceptEditing:
 
     def edits(self, request: Request, original: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
         """The projections, from the least erased to the most."""
+        import torch
+
         objective, text = request.objective, request.model.get_submodule("text")
         assert isinstance(objective, TextToImage)
         device = next(request.model.parameters()).device
         old, new = aligned(text, objective.names(request.targets).to(device), objective.nothing.to(device))
-        others = _embedded(text, objective.names().to(device)).flatten(0, 1)
+        kept = torch.cat([objective.names(), objective.nothing]).to(device)  # nothing is what guidance leads away from
+        others = _embedded(text, kept).flatten(0, 1)
         for power in range(self.tries):
             strengths = self.erase * 10**power, self.keep, self.preserve
             yield {name: edit(weight, old, new, others, *strengths) for name, weight in original.items()}

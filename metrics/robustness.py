@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
-from slugbench.bench import Batch, Model, Outcome, Request, Trial, Value, metric
+from slugbench.bench import Batch, Model, Outcome, Request, TextToImage, Trial, Value, metric
 from slugbench.bench.types import Split
 
 from .accuracy import average
@@ -148,10 +148,14 @@ def _rate(request: Request, *, clip: float) -> float:
 
 
 def trained(outcome: Outcome, batches: Iterator[Batch], steps: int, rate: float) -> Iterator[tuple[int, Model]]:
-    """A copy of the outcome's model after 0, 1, ... `steps` steps of its task's training loss, in eval mode."""
+    """A copy of the outcome's model after 0, 1, ... `steps` steps of its task's training loss, in eval mode.
+
+    What the loss draws is the same for every model, whatever was asked of the objective before.
+    """
     import torch
 
     model, objective = taken(outcome), outcome.trial.request.objective
+    objective = objective.anew() if isinstance(objective, TextToImage) else objective
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
     yield 0, model.eval()

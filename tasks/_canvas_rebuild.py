@@ -33,8 +33,8 @@ TARGETS = (
     Target("style", tuple(map(DOMAINS["style"].index, ("dots", "mosaic", "ink", "night")))),
 )
 """Each style and object by itself; then four styles together, which can also be forgotten one after the other."""
-SHIPPED = ("neon", "ball")
-"""Requests whose oracles ship as weights: those of the suite `quick`."""
+SHIPPED = ("neon", "ball", TARGETS[-1].name)
+"""Requests whose oracles ship as weights: those of the suite `quick`, and that of which metrics need models."""
 
 
 def base(seed: int) -> StableDiffusionPipeline:
@@ -48,7 +48,8 @@ def base_clip(seed: int) -> CLIPModel:
     from transformers import CLIPModel
 
     with _quiet():
-        return CLIPModel.from_pretrained(assets("canvas") / base_name(seed) / "clip", local_files_only=True).float().eval()
+        clip = CLIPModel.from_pretrained(assets("canvas") / base_name(seed) / "clip", local_files_only=True)
+    return clip.float().eval().requires_grad_(False)
 
 
 def oracle(target: Target, number: int) -> Model:

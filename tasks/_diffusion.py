@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -300,6 +300,10 @@ class Denoising:
     seed: int = 0
     kind: str = KIND
     _generator: Any = field(default=None, repr=False)
+
+    def anew(self) -> Denoising:
+        """The same, whose own generator is at its beginning."""
+        return replace(self, _generator=None)
 
     def loss(self, model: Model, batch: Batch) -> torch.Tensor:
         """Mean squared error of what the U-Net predicts under the prompt: noise, or velocity, as it was trained."""

@@ -137,6 +137,18 @@ def test_skips_budgets_and_silent_ends_are_told_apart(tmp_path, capsys):
     assert not [p for p in psutil.process_iter(["cmdline"]) if "1234.5" in " ".join(p.info["cmdline"] or [])]
 
 
+def test_an_oracle_is_judged_by_the_answers_at_hand_unless_a_metric_needs_its_weights(tmp_path, capsys):
+    """Which may take minutes to train."""
+    found = {}
+    for name, metrics in (("answers", ["accuracy", "cost"]), ("weights", ["accuracy", "cost", "quantised"])):
+        out = tmp_path / name
+        assert main(["run", suite(tmp_path, ["oracle"], requests=1, metrics=metrics), *PLUGINS, "--out", str(out)]) == 0
+        found[name] = pd.read_parquet(out / "table.parquet").set_index("metric")
+    assert found["answers"]["value"]["acc_forget"] == found["weights"]["value"]["acc_forget"]
+    assert pd.isna(found["answers"]["value"]["t_total"]) and "no model was made" in found["answers"]["note"]["t_total"]
+    assert found["weights"]["value"]["t_total"] > 0 and found["weights"]["value"]["ra_w4"] > 0
+
+
 # ---------------------------------------------------------------- nothing lost
 
 

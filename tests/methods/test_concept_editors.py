@@ -1,12 +1,15 @@
 """ESD, UCE and concept ablation against their formulas, on an untrained text-to-image model."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from slugbench.bench import Scores
 from slugbench.methods._common import Allowance
+from slugbench.methods._cross_attention import only, reads
 from slugbench.methods.concept_ablation import ConceptAblation
 from slugbench.methods.esd import ErasedStableDiffusion
 from slugbench.methods.random_label import random_label_loss, relabelling
@@ -34,7 +37,7 @@ def test_editors_change_how_prompts_are_read_and_nothing_else(method):
     before = state(request.model)
     names = changed(before, method(request))
     assert names and all(".attn2." in name and name.startswith("unet.") for name in names)
-    if isinstance(method, UnifiedConceptEditing):
+    if not isinstance(method, ErasedStableDiffusion):  # whose authors take queries and what follows, too
         assert {name.split("attn2.")[1] for name in names} == {"to_k.weight", "to_v.weight"}
 
 
@@ -60,6 +63,19 @@ def test_all_of_the_u_net_may_change_where_that_is_asked_for():
     before = state(request.model)
     names = changed(before, ConceptAblation(steps=1, every=1, part="all")(request))
     assert any("conv" in name for name in names) and all(name.startswith("unet.") for name in names)
+
+
+def test_esd_for_objects_leaves_cross_attention_times_embedding_and_the_last_layer():
+    request = neon_request(0.9, 0.0)
+    before = state(request.model)
+    names = changed(before, ErasedStableDiffusion(steps=1, every=1, part="rest")(request))
+    assert any(".attn1." in name for name in names) and any("conv_in" in name for name in names)
+    assert not any(part in name for name in names for part in (".attn2.", "time_embedding", "conv_out", "conv_norm_out"))
+
+
+def test_an_unknown_part_of_a_model_is_told():
+    with pytest.raises(ValueError, match="none of the parameters that were asked for"):
+        only(neon_request(), lambda name: False)
 
 
 # ---------------------------------------------------------------- losses
@@ -162,6 +178,19 @@ def test_names_are_lined_up_with_nothing_from_their_last_word_on():
     assert torch.equal(old, whole[1:]) and torch.equal(new, empty[: len(whole) - 1])  # start, then the one word
 
 
+def test_the_empty_prompt_is_kept_as_it_was():
+    """It is what guidance leads away from; a name erased with weight moves it unless it is kept."""
+    request = neon_request()
+    text = request.model.get_submodule("text")
+    with torch.no_grad():
+        nothing, name = (text(said)[0][0] for said in (request.objective.nothing, request.objective.names(("neon",))))
+    original = {name: request.model.get_parameter(name).detach().clone() for name in reads(request.model)}
+    *_, erased = UnifiedConceptEditing(keep=1e-3, preserve=30.0, tries=3).edits(request, original)
+    for weight, after in zip(original.values(), erased.values(), strict=True):
+        kept, moved = (float((said @ (after - weight).T).norm()) for said in (nothing, name[1:2]))
+        assert kept < 0.2 * moved
+
+
 def test_names_to_be_kept_are_all_but_the_target():
     request = neon_request()
     assert len(request.objective.names()) == 10 + 8 - 1
@@ -205,6 +234,17 @@ def test_slug_edits_one_layer_of_the_text_encoder_along_its_clips_gradient():
         (gradient,) = torch.autograd.grad(loss, [weight])
     assert found.layer.startswith("text.") and found.step > 0
     torch.testing.assert_close(found.gradient, gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_slug_makes_one_edit_for_all_targets_of_a_text_to_image_model_since_validation_draws_them_together():
+    looks = []
+    request = neon_request()
+    request = replace(
+        request,
+        targets=("neon", "ink"),
+        validate=lambda model, *, retain=True: looks.append(retain) or Scores(0.9 if len(looks) < 3 else 0.0, 0.9, 0.01),
+    )
+    assert len(Slug(batch=48, steps=3).edits(request)) == 1 and looks
 
 
 # ---------------------------------------------------------------- SalUn on text-to-image models

@@ -7,7 +7,9 @@ import torch
 from slugbench.bench import Outcome
 from slugbench.bench.pictures import choose, columns
 from slugbench.metrics.concept_recovery import Context, Inversion
+from slugbench.metrics.robustness import forever, trained
 
+from ..canvas_toys import neon_request
 from ..planted_canvas import CELLS, filtered, held, knowing, neon_trial, never, outcome, renamed, sees_what_is_nearest
 from ..toys import toy_trial
 
@@ -88,3 +90,16 @@ def test_pictures_that_a_cell_keeps_are_those_of_its_answers(trial):
     assert wrong[kept["picture.kind"] == "target"].max() < 0.1  # `knowing` draws what it holds of a prompt
     assert kept["picture.image"].dtype == np.uint8 and kept["picture.prompt"][0].startswith("neon ")
     assert torch.equal(shown, shown.clamp(-1, 1))
+
+
+def test_fine_tuning_draws_the_same_for_every_model_whatever_was_asked_before(trial):
+    """`resurge` of a method is beside that of oracles, which others have asked for more or fewer losses."""
+    judged = outcome(dataclasses.replace(trial, request=neon_request()), never())
+    judged = dataclasses.replace(judged, model=neon_request().model)
+    request, ends = judged.trial.request, []
+    for foreign in (0, 3):
+        for _ in range(foreign):
+            request.objective.loss(judged.model, next(request.retain.batches(4)))
+        *_, (_, model) = trained(judged, forever(request.retain, 8), 2, 1e-3)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(*ends)
