@@ -46,7 +46,7 @@ def test_an_unknown_request_seed_or_base_is_told():
 
 def test_every_gate_holds_for_every_request_and_both_bases():
     found = Canvas().gates([request.id for request in Canvas().requests()], (0, 1))
-    assert len(found) == 2 * 2 + 19 * 3
+    assert len(found) == 2 * 3 + 19 * 4
     assert [gate.name for gate in found if not gate.ok] == []
 
 
