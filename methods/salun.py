@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from slugbench.bench import Model, Request, method
+from slugbench.bench import Batch, Model, Request, TextToImage, method
 
 from ._common import Allowance, Tensors, differentiable, mean_gradients
 from ._cross_attention import crosses, only, why_not
@@ -30,6 +31,7 @@ class SalUn:
     gamma is the quantile that lets the share `keep` through, over all weights together: layers get unequal shares. What
     is learned, and when, is `random_label`'s; a CLIP's temperature is neither ranked nor changed. On CLIP the mask comes
     from 1 - cos: the contrastive loss of a batch that shows one concept alone is constant, so its gradient says nothing.
+    Of a text-to-image model it comes from the loss of the guided prediction, as in the code.
 
     References:
         Fan et al., SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency, 2024.
@@ -47,6 +49,8 @@ class SalUn:
     every: PositiveInt | None = RandomLabel.every
     part: Literal["all", "cross"] = "all"
     """`cross`: of a text-to-image model's U-Net rank and change cross-attention alone (UnlearnCanvas's row)."""
+    guidance: NonNegativeFloat = 7.5
+    """Of the prediction by whose loss a text-to-image model's weights are ranked: the code's; 0 is the training loss."""
     legacy: bool = False
     """Mask the gradient alone, as the code did until 2026: weight decay then shrinks what is masked, too. After 1,760
     steps of its SGD by a factor of .892 at learning rate .013, of .415 at .1."""
@@ -65,7 +69,7 @@ class SalUn:
         """The fine-tuned model; unless `legacy`, a share 1 - `keep` of its weights are the original's, bit for bit."""
         allowance = Allowance(request)
         request.progress("prepare")
-        gradients = forget_gradients(request, allowance, self.batch)
+        gradients = forget_gradients(request, allowance, self.batch, self.guidance)
         masks = everywhere(request)
         if self.part == "cross":
             masks = only(request, crosses)
@@ -79,14 +83,30 @@ class SalUn:
             return training.learn(request, allowance, None)
 
 
-def forget_gradients(request: Request, allowance: Allowance, batch: int) -> dict[str, torch.Tensor]:
+def forget_gradients(
+    request: Request, allowance: Allowance, batch: int, guidance: float = SalUn.guidance
+) -> dict[str, torch.Tensor]:
     """Of the forget loss, at the original weights: one pass in eval mode over batches in the stored order, signs kept.
 
     The order is fixed since a contrastive loss depends on what shares a batch.
     """
     model, objective = request.model, request.objective
     names = [name for tower in objective.weights(model).values() for name in tower if not is_temperature(name)]
-    return mean_gradients(model, names, objective.forget_loss, allowance.batches(request.forget, batch))
+    loss = partial(guided_loss, objective, guidance) if isinstance(objective, TextToImage) else objective.forget_loss
+    return mean_gradients(model, names, loss, allowance.batches(request.forget, batch))
+
+
+def guided_loss(objective: TextToImage, guidance: float, model: Model, batch: Batch) -> torch.Tensor:
+    """Mean squared error of (1 + guidance) prediction(x_t, prompt) - guidance prediction(x_t, nothing)."""
+    from torch.nn.functional import mse_loss
+
+    state = objective.noised(batch)
+    assert state.wanted is not None
+    under = objective.predict(model, state, batch["text"])
+    if not guidance:
+        return mse_loss(under, state.wanted)
+    without = objective.predict(model, state, objective.nothing.to(batch["text"].device))
+    return mse_loss((1 + guidance) * under - guidance * without, state.wanted)
 
 
 def saliency_mask(gradients: Mapping[str, torch.Tensor], keep: float) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from slugbench.methods._cross_attention import only, reads
 from slugbench.methods.concept_ablation import ConceptAblation
 from slugbench.methods.esd import ErasedStableDiffusion
 from slugbench.methods.random_label import random_label_loss, relabelling
-from slugbench.methods.salun import SalUn
+from slugbench.methods.salun import SalUn, forget_gradients
 from slugbench.methods.slug import Slug
 from slugbench.methods.uce import UnifiedConceptEditing, aligned, edit
 
@@ -278,6 +278,24 @@ def test_random_labels_lead_the_targets_prompt_elsewhere_and_hold_the_other_prom
     assert any(gradient.abs().max() > 1e-6 for gradient in wanted)
     own = {**relabelled, "text": asked["text"]}
     assert float(random_label_loss(request, own).detach()) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 7.5])
+def test_salun_ranks_by_the_loss_of_the_guided_prediction(guidance):
+    """Computed here by hand, on one batch."""
+    request = neon_request()
+    found = forget_gradients(request, Allowance(request), 48, guidance)
+    told, model = neon_request().objective, neon_request().model.requires_grad_(True)
+    batch = next(request.forget.batches(48))
+    state = told.noised(batch)  # the same times and noise, for the first time
+    under = predicted(model, state.latents, state.time, batch["text"])
+    without = predicted(model, state.latents, state.time, told.nothing.expand(48, -1))
+    loss = ((1 + guidance) * under - guidance * without - state.wanted).square().mean()
+    names = [name for name in found if "attn2" in name]
+    wanted = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
+    for name, gradient in zip(names, wanted, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-7)
+    assert set(found) == {name for name, _ in model.named_parameters() if name.startswith("unet.")}
 
 
 def test_salun_within_cross_attention_says_that_a_classifier_has_none():
