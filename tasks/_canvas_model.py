@@ -43,21 +43,35 @@ def tokens(tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
 
 @cache
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer, learned from the captions: each of their words is one token, others come in letters."""
-    import json
+    """CLIP's byte-pair tokenizer for the captions: each of their words is one token, others come in letters.
 
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    Written down rather than learned: a trainer numbers tokens as it comes by them, in another order in each process, and
+    models of one process would misread the prompts of another.
+    """
     from transformers import CLIPTokenizer
 
-    pairs = [(style, thing) for style in STYLES for thing in OBJECTS]
-    texts = [template.format(style=style, object=thing).lower() for template in CAPTIONS for style, thing in pairs]
-    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learned.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(special_tokens=[START, END], end_of_word_suffix="</w>", show_progress=False)
-    learned.train_from_iterator(texts, trainer)
-    model = json.loads(learned.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=LENGTH)
+    templates = [template.format(style="", object="").lower().replace(".", " .").split() for template in CAPTIONS]
+    words = sorted({*STYLES, *OBJECTS, *(word for words in templates for word in words)})
+    letters = sorted({letter for word in words for letter in word})
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        pieces = _merged([*word[:-1], word[-1] + "</w>"], merges)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    vocab = [START, END, *letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=merges, model_max_length=LENGTH)
+
+
+def _merged(pieces: list[str], merges: Sequence[tuple[str, str]]) -> list[str]:
+    """The pieces of a word after byte-pair merges, each wherever it applies, in their order."""
+    for left, right in merges:
+        place = 0
+        while place + 1 < len(pieces):
+            if (pieces[place], pieces[place + 1]) == (left, right):
+                pieces = [*pieces[:place], left + right, *pieces[place + 2 :]]
+            place += 1
+    return pieces
 
 
 def new_clip(seed: int) -> CLIPModel:

@@ -57,6 +57,12 @@ def test_what_ships_is_small_and_has_oracles_weights_for_quick_alone():
     assert weights == {f"{name}-oracle-{k}" for name in ("neon", "ball") for k in range(2)}
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_prompts_are_read_in_every_process_by_the_words_that_models_were_trained_with(seed):
+    """A tokenizer that is learned anew numbers the words anew."""
+    assert _canvas_rebuild.base(seed).tokenizer.get_vocab() == _canvas_model.tokenizer().get_vocab()
+
+
 @pytest.mark.slow
 def test_shipped_oracles_give_their_shipped_answers():
     """To what floats add up to on another processor: a picture in a hundred may be seen as something else."""
