@@ -59,6 +59,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "where the target goes",
         "Share of images prompted with the target that the one class has which most of them are taken for.",
     ),
+    (
+        r"clf_ok",
+        "detail",
+        "agreement of the classifiers",
+        "Share of images in which a second classifier, of another kind, sees the same class; below 0.95 trust neither.",
+    ),
     (r"ra@(\d+)", "retain", "retained accuracy, top {}", "The same on all other concepts; the targets are left out."),
     (
         r"ta@(\d+)",

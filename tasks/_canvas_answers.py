@@ -223,6 +223,11 @@ def _classified(image: torch.Tensor, classifiers: Path | None = None) -> Answers
     return found
 
 
+def opinions(part: str) -> Answers:
+    """What both classifiers see in the pictures of a part, as of `ask`."""
+    return _classified((recipe.pictures(part).image + 1) / 2)
+
+
 def drawn_at(found: Answers, rows: np.ndarray) -> np.ndarray:
     """(n, 16, 16, 3) uint8 pictures at those rows of a model's answers."""
     return found["image"][rows].transpose(0, 2, 3, 1).astype(np.uint8)

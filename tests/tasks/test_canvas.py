@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from slugbench.bench import UsageError
-from slugbench.tasks import _canvas_model, _canvas_rebuild
-from slugbench.tasks._canvas_answers import Target
+from slugbench.tasks import _canvas_model, _canvas_rebuild, canvas
+from slugbench.tasks._canvas_answers import Target, opinions
 from slugbench.tasks._canvas_scenes import OBJECTS, STYLES
 from slugbench.tasks._diffusion import editable
 from slugbench.tasks._shipped import assets, load_answers, save_weights
@@ -46,8 +46,23 @@ def test_an_unknown_request_seed_or_base_is_told():
 
 def test_every_gate_holds_for_every_request_and_both_bases():
     found = Canvas().gates([request.id for request in Canvas().requests()], (0, 1))
-    assert len(found) == 2 * 2 + 19 * 3
+    assert len(found) == 2 + 2 * 4 + 19 * 3
     assert [gate.name for gate in found if not gate.ok] == []
+
+
+def test_classifiers_that_see_different_things_fail_a_gate(monkeypatch):
+    """Of a base's pictures a twentieth may be seen otherwise, of real ones a fiftieth; the shipped ones pass."""
+    known, real = load_answers(assets("canvas") / "base-0.npz"), opinions("test")
+    assert [gate.name for gate in Canvas().gates([], [0]) if not gate.ok] == []
+    for answers, share in ((known, 0.06), (real, 0.03)):
+        answers["second_object"] = np.where(np.arange(len(answers["object"])) % 100 < 100 * share, -1, answers["object"])
+    monkeypatch.setattr(canvas, "load_answers", lambda path: known)
+    monkeypatch.setattr(canvas, "opinions", lambda part: real)
+    failed = {gate.name: gate.value for gate in Canvas().gates([], [0]) if not gate.ok}
+    assert set(failed) == {
+        "base 0: classifiers see the same object: share", "both classifiers see the object that real pictures show: share"
+    }  # fmt: skip
+    assert max(failed.values()) < 0.98
 
 
 def test_what_ships_is_small_and_has_oracles_weights_for_quick_alone():
