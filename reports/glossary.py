@@ -100,7 +100,7 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
     (r"cra_off", "retain", "the same, without the target", "On prompts without the target."),
     (r"kid_(\w+)", "retain", "KID to {} pictures", "Unbiased kernel distance of retained prompts' pictures, polynomial."),
     (r"cmmd_(\w+)", "retain", "CMMD to {} pictures", "The same with a Gaussian kernel, in thousandths."),
-    (r"fid", "retain", "Frechet distance", "Of 10,000 pictures and more."),
+    (r"fid", "retain", "Frechet distance", "To real pictures, of 10,000 of each and more."),
     (
         r"feature_shift",
         "retain",

@@ -50,6 +50,7 @@ from ._canvas_answers import (
     answers,
     ask,
     classifier_file,
+    clip_files,
     drawing,
     drawn_at,
     features,
@@ -138,7 +139,7 @@ class Canvas:
         _target(request_id)
         folder, seed = assets("canvas"), _seed(base_seed)
         files = [*models.files_of(folder / f"base-{seed}"), *(classifier_file(folder, kind) for kind in recipe.CLASSIFIERS)]
-        files += [folder / f"{name}.npz" for name in (f"base-{seed}", *_oracles(request_id))]
+        files += [*clip_files(), *(folder / f"{name}.npz" for name in (f"base-{seed}", *_oracles(request_id)))]
         return digest({"files": [file_digest(file) for file in files]})
 
     def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:

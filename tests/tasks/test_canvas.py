@@ -83,6 +83,49 @@ def test_shipped_oracles_give_their_shipped_answers():
         np.testing.assert_allclose(found["image"], answers["image"][rows], atol=40)
 
 
+@pytest.fixture(scope="module")
+def neon():
+    """A trial of the other base, a picture a prompt."""
+    return Canvas(seeds=1).build("neon", 1)
+
+
+def fits(image, questions):
+    """(N,) cosine of pictures and prompts by transformers' own reading of base 0's CLIP and of its tokenizer."""
+    clip, places = _canvas_rebuild.base_clip(0), zip(questions["style"], questions["object"], strict=True)
+    text = _canvas_model.tokens(
+        _canvas_rebuild.base(0).tokenizer, [f"A {OBJECTS[o]} image in {STYLES[s]} style." for s, o in places]
+    )
+    with torch.no_grad():
+        found = clip(input_ids=text, pixel_values=torch.from_numpy(image.astype(np.float32)) / 127.5 - 1)
+    return torch.nn.functional.cosine_similarity(found.image_embeds, found.text_embeds).numpy()
+
+
+def test_one_frozen_clip_tells_of_every_models_pictures_how_well_they_fit_their_prompts(neon):
+    for answers in (neon.original, *neon.oracles):
+        np.testing.assert_allclose(answers["cosine"], fits(answers["image"], neon.questions), atol=1e-5)
+    other = {d: (neon.questions[d] + 1) % len(names) for d, names in (("style", STYLES), ("object", OBJECTS))}
+    assert neon.original["cosine"].mean() > 0.7 > 0.2 > fits(neon.original["image"], other).mean()
+
+
+def test_an_edited_text_encoder_does_not_judge_its_own_pictures(neon):
+    model, rows = neon.original_model(), np.arange(0, 80, 16)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "token_embedding" in name:
+                weight.zero_()
+    found = neon.answer(model, rows)
+    expected = fits(found["image"], {name: column[rows] for name, column in neon.questions.items()})
+    np.testing.assert_allclose(found["cosine"], expected, atol=1e-5)
+    assert found["cosine"].mean() < neon.original["cosine"][rows].mean() - 0.3
+
+
+@pytest.mark.parametrize("part", ["clip", "tokenizer"])
+def test_the_clip_that_judges_is_in_the_fingerprint_of_another_base_too(monkeypatch, part):
+    before, known = Canvas().fingerprint("neon", 1), canvas.file_digest
+    monkeypatch.setattr(canvas, "file_digest", lambda file: "other" if f"base-0/{part}" in str(file) else known(file))
+    assert Canvas().fingerprint("neon", 1) != before
+
+
 # ---------------------------------------------------------------- four styles
 
 
