@@ -317,8 +317,10 @@ class Trial:
     the image. A concept is of one domain of several (a style, an object), and `classes` names those of each. The usual
     columns are about the domain of the targets. Besides, for each domain `d`, questions hold `d` (int, the class
     prompted), and `seed` (int); answers hold `d` (int, the class seen), `d_score` (the log-odds of the class prompted)
-    and `d_log_p` (N, classes of d; log-probabilities). The splits `forget_train`, training images of the targets, and
-    `forget_unseen`, as many that no model saw, are not to be drawn but to be denoised: of them `score` is minus the error.
+    and `d_log_p` (N, classes of d; log-probabilities), and may hold `second_d` (int, the class that another classifier
+    sees) and `cosine` (image to its prompt, by one frozen CLIP for all models). The splits `forget_train`, training
+    images of the targets, and `forget_unseen`, as many that no model saw, are not to be drawn but to be denoised: of
+    them `score` is minus the error.
     """
 
     request: Request

@@ -36,6 +36,8 @@ class CanvasAccuracy:
                  less is under-forgetting and more over-forgetting
         ua_conf  the share of the images prompted with the target that the class has which most of them are taken for; the
                  note has the other classes
+        clf_ok   the share of all these images in which a second classifier, of another kind, sees the same class in d;
+                 where it is low the other values say as much of the classifier as of the model
 
     Notes name the classes that were counted. UnlearnCanvas releases no code that averages; published object columns are
     multiples of 1/(20 x 255), hence of all 51 styles, its photographs (`Seed_Images`) among them.
@@ -52,7 +54,8 @@ class CanvasAccuracy:
     leave_out: str = ""
 
     def __call__(self, outcome: Outcome) -> list[Value]:
-        """Values `ua ira cra_on cra_off cra ua_conf` in [0, 1], and `ua_norm`; none of a model that makes no images."""
+        """Values `ua ira cra_on cra_off cra ua_conf` in [0, 1], and `ua_norm`; `clf_ok` in [0, 1] where answers hold a
+        second opinion; none of a model that makes no images."""
         trial = outcome.trial
         if trial.request.objective.kind != "diffusion" or not trial.request.targets or not trial.classes:
             return []
@@ -65,6 +68,7 @@ class CanvasAccuracy:
             *(asked.accuracy(name, outcome.answers, asked.other, rows) for name, rows in cra.items()),
             _normalised(outcome, asked, with_target),
             _taken_for(outcome, asked, with_target),
+            *_agreement(outcome, asked),
         ]
 
 
@@ -82,7 +86,7 @@ class _Asked:
             holding = [domain for domain, names in self.classes.items() if leave_out in names]
             if not holding:
                 raise UsageError(f"there is no class '{leave_out}' to leave out; there are styles and objects by name.")
-            self.counted = self.questions[holding[0]] != self.classes[holding[0]].index(leave_out)
+            self.counted &= self.questions[holding[0]] != self.classes[holding[0]].index(leave_out)
 
     def right(self, answers: Answers, domain: str, rows: np.ndarray) -> np.ndarray:
         """Whether the class prompted is seen in each of these images, 0 or 1."""
@@ -142,6 +146,19 @@ def _taken_for(outcome: Outcome, asked: _Asked, rows: np.ndarray) -> Value:
     value = average("ua_conf", (seen == most[0]) & (seen != label), label, "oracle")
     row = ", ".join(f"{names[c]} {counts[c]}" for c in most[:SHOWN] if counts[c]) or "none of them for another class"
     return replace(value, arrays={**(value.arrays or {}), "seen": seen}, note=f"of {len(seen)} images: {row}")
+
+
+def _agreement(outcome: Outcome, asked: _Asked) -> list[Value]:
+    """How often both classifiers see the same; the note has the original's, which depends on no method."""
+    own, second, rows = asked.own, f"second_{asked.own}", asked.counted
+    if second not in outcome.answers or not rows.any():
+        return []
+    unit, before = asked.questions[own][rows], outcome.trial.original
+    value = average("clf_ok", outcome.answers[own][rows] == outcome.answers[second][rows], unit, "higher")
+    note = _count(len(np.unique(unit)), own) + asked.without
+    if second in before:
+        note += f"; the original's is {macro(before[own][rows] == before[second][rows], unit):.4f}"
+    return [replace(value, note=note)]
 
 
 def _count(n: int, domain: str) -> str:

@@ -20,8 +20,8 @@ SEEDS, SPLITS, HELD_OUT = 10, 10, 0.1
 class LogisticAccuracy:
     """Accuracy of a logistic regression on one image's loss in telling forgotten training images from unseen ones.
 
-    The loss is 1 - cosine of image and true text where the answers have it, else the cross-entropy of the true label. Of
-    each of 10 seeds as many members as non-members are drawn, and of each of 10 splits a tenth is held out and judged.
+    The loss is 1 - cosine of image and true text where a CLIP's answers have it, else the cross-entropy of the true label.
+    Of each of 10 seeds as many members as non-members are drawn, and of each of 10 splits a tenth is held out and judged.
 
     Closest to the retrained models' value is best. 0.5 is chance, though with a few hundred images that are alike on both
     sides it comes out below (0.47 of the fictitious people's oracles): what leans one way in the nine tenths leans the
@@ -95,6 +95,7 @@ def _too_few(member: np.ndarray) -> str:
 
 def _loss(outcome: Outcome) -> np.ndarray:
     """1 - cosine, or -log p = log(1 + e^-score)."""
-    if "cosine" in outcome.answers:
+    # of a model that makes images the cosine is a frozen CLIP's, and of a picture to be denoised the same for every model
+    if "cosine" in outcome.answers and outcome.trial.request.objective.kind == "clip":
         return 1 - outcome.answers["cosine"].astype(np.float64)
     return np.logaddexp(0, -outcome.answers["score"].astype(np.float64))

@@ -59,6 +59,12 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
         "where the target goes",
         "Share of images prompted with the target that the one class has which most of them are taken for.",
     ),
+    (
+        r"clf_ok",
+        "detail",
+        "agreement of the classifiers",
+        "Share of images in which a second classifier, of another kind, sees the same class; below 0.95 trust neither.",
+    ),
     (r"ra@(\d+)", "retain", "retained accuracy, top {}", "The same on all other concepts; the targets are left out."),
     (
         r"ta@(\d+)",
@@ -94,7 +100,7 @@ KNOWN: tuple[tuple[str, Kind, str, str], ...] = (
     (r"cra_off", "retain", "the same, without the target", "On prompts without the target."),
     (r"kid_(\w+)", "retain", "KID to {} pictures", "Unbiased kernel distance of retained prompts' pictures, polynomial."),
     (r"cmmd_(\w+)", "retain", "CMMD to {} pictures", "The same with a Gaussian kernel, in thousandths."),
-    (r"fid", "retain", "Frechet distance", "Of 10,000 pictures and more."),
+    (r"fid", "retain", "Frechet distance", "To real pictures, of 10,000 of each and more."),
     (
         r"feature_shift",
         "retain",

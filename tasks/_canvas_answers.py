@@ -18,7 +18,7 @@ from slugbench.bench import Answers, Model
 from slugbench.bench.entropies import entropies
 
 from . import _canvas_recipe as recipe
-from ._canvas_model import prompts
+from ._canvas_model import new_clip, prompts, tokens
 from ._canvas_scenes import OBJECTS, SIDE, STYLES
 from ._diffusion import Drawn, denoising_error, generate, with_model
 from ._shipped import assets, load_weights
@@ -120,7 +120,8 @@ def answers(pipeline: StableDiffusionPipeline, asked: Asked, model: Model, rows:
     """What a model draws at those questions, as `Trial` has it of a model that makes images.
 
     Besides: `second_style` and `second_object` (int), what a classifier of another kind sees; `image` (N, 3, 16, 16) uint8;
-    `features` (N, 96) of the first classifier before its last layer. Of a picture to be denoised they are that picture's.
+    `features` (N, 96) of the first classifier before its last layer; `cosine`, as of that function. Of a picture to be
+    denoised they are that picture's.
     """
     asked = asked if rows is None else asked.rows(rows)
     drawn, errors = np.flatnonzero(asked.part == ""), {}
@@ -141,7 +142,8 @@ def whole(found: Answers, errors: Mapping[str, np.ndarray], asked: Asked) -> Ans
         score[rows] = -errors[part]
     back = np.argsort(np.concatenate(places))
     told = seen({name: np.concatenate([piece[name] for piece in pieces])[back] for name in pieces[1]}, asked)
-    return told | {"score": np.where(asked.part == "", told["score"], score)}
+    fits = cosine(told["image"], asked.cell)
+    return told | {"score": np.where(asked.part == "", told["score"], score), "cosine": fits}
 
 
 def error(pipeline: StableDiffusionPipeline, model: Model, part: str, picture: np.ndarray) -> np.ndarray:
@@ -223,6 +225,11 @@ def _classified(image: torch.Tensor, classifiers: Path | None = None) -> Answers
     return found
 
 
+def opinions(part: str) -> Answers:
+    """What both classifiers see in the pictures of a part, as of `ask`."""
+    return _classified((recipe.pictures(part).image + 1) / 2)
+
+
 def drawn_at(found: Answers, rows: np.ndarray) -> np.ndarray:
     """(n, 16, 16, 3) uint8 pictures at those rows of a model's answers."""
     return found["image"][rows].transpose(0, 2, 3, 1).astype(np.uint8)
@@ -259,6 +266,40 @@ def seen(found: Answers, asked: Asked) -> Answers:
     found |= {"predicted": found[domain], "rank": ahead.sum(1), "score": found[f"{domain}_score"]}
     said = entropies(torch.from_numpy(log_p), torch.from_numpy(label))
     return found | {name: column.numpy() for name, column in said.items()}
+
+
+# ---------------------------------------------------------------- a frozen CLIP
+
+
+def cosine(image: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """(N,) cosine of pictures (N, 3, 16, 16) of whole numbers to 255 with the prompts of their cells, in [-1, 1].
+
+    By base 0's CLIP, both towers of it, whichever model drew: an edited text encoder does not judge its own pictures. Of
+    pictures as they are stored, or models that ship as answers would be seen otherwise than those that draw now.
+    """
+    import torch
+
+    clip, text = _clip()
+    with torch.no_grad():
+        seen = clip(input_ids=text, pixel_values=torch.from_numpy(image).float() / 127.5 - 1)
+    found: np.ndarray = (seen.image_embeds * seen.text_embeds[cell]).sum(1).double().numpy()
+    return found
+
+
+def clip_files() -> list[Path]:
+    """Where the CLIP is that judges: its weights, and the tokenizer it was trained with."""
+    base = assets("canvas") / "base-0"
+    return [base / "clip" / "model.safetensors", base / "tokenizer" / "tokenizer.json"]
+
+
+@cache
+def _clip() -> tuple[Any, torch.Tensor]:
+    """The CLIP, and each cell's prompt in the tokens that it knows: another learning may number the words otherwise."""
+    from transformers import CLIPTokenizer
+
+    weights, words = clip_files()
+    tokenizer = CLIPTokenizer.from_pretrained(words.parent, local_files_only=True)
+    return load_weights(new_clip(0), weights), tokens(tokenizer, prompts(*recipe.cells()))
 
 
 # ---------------------------------------------------------------- classifiers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def oracle(target: Target, number: int) -> Model:
     """Text encoder and U-Net that never saw the target: shipped, or trained once and kept in the cache."""
     path = assets("canvas") / f"{oracle_name(target, number)}.safetensors"
     if not path.is_file():
-        key = {"target": target.name, "number": number, "recipe": Recipe()}
+        key = {"target": target.name, "number": number, "recipe": asdict(Recipe())}
         path = cached("canvas-oracle", key, partial(_train_oracle, target, number), suffix=".safetensors")
     clip, unet = _canvas_model.new_clip(0), _canvas_model.new_unet(0)
     return load_weights(editable(_canvas_model.new_pipeline(clip.text_model, unet)), path)

@@ -50,10 +50,12 @@ from ._canvas_answers import (
     answers,
     ask,
     classifier_file,
+    clip_files,
     drawing,
     drawn_at,
     features,
     grid,
+    opinions,
     whole,
 )
 from ._canvas_model import prompts, tokenizer, tokens
@@ -69,6 +71,10 @@ if TYPE_CHECKING:
 
 POOLS: dict[str, Pool] = {"chalk": "dev", "moon": "dev", "blueprint": "tune", "plank": "tune"}
 """Of the targets that are not for testing, a style and an object each."""
+LEAST_AGREED = 0.95
+"""Share of a base's pictures in which both classifiers have to see the same, or what one sees says little."""
+LEAST_KNOWN = 0.98
+"""Share of pictures that no model drew in which both have to see what is shown."""
 SEARCH_STEPS = 8
 """Of sampling for validation, which methods ask for again and again."""
 
@@ -133,17 +139,20 @@ class Canvas:
         _target(request_id)
         folder, seed = assets("canvas"), _seed(base_seed)
         files = [*models.files_of(folder / f"base-{seed}"), *(classifier_file(folder, kind) for kind in recipe.CLASSIFIERS)]
-        files += [folder / f"{name}.npz" for name in (f"base-{seed}", *_oracles(request_id))]
+        files += [*clip_files(), *(folder / f"{name}.npz" for name in (f"base-{seed}", *_oracles(request_id)))]
         return digest({"files": [file_digest(file) for file in files]})
 
     def gates(self, request_ids: Sequence[str], base_seeds: Sequence[int]) -> list[Gate]:
-        """Bases draw what they are asked for, oracles do not draw the target and all else as well; from shipped answers."""
-        found = []
+        """Two classifiers see the same, bases draw what they are asked for, oracles do not draw the target and all else as
+        well; from shipped answers, and of classifiers from pictures that no model drew."""
+        found = _real_gates()
         for seed in base_seeds:
             base = load_answers(assets("canvas") / f"base-{seed}.npz")
             for domain, least in (("style", 0.95), ("object", 0.85)):
                 right = base[domain] == base[f"{domain}_asked"]
                 found.append(at_least(f"base {seed} draws the {domain} asked for: share", right.mean(), least))
+                same = base[domain] == base[f"second_{domain}"]
+                found.append(at_least(f"base {seed}: classifiers see the same {domain}: share", same.mean(), LEAST_AGREED))
             found.append(_memory(seed, base))
         for request_id in request_ids:
             found += _request_gates(_target(request_id), base_seeds)
@@ -317,6 +326,18 @@ def _memory(seed: int, base: Answers) -> Gate:
     note = "near 0.5 attacks on membership have nothing to read, and say so"
     name = f"base {seed} denoises pictures trained on better than others: AUC"
     return Gate(name, told, "told, not asked", ok=True, note=note)
+
+
+def _real_gates() -> list[Gate]:
+    known, seen = recipe.pictures("test"), opinions("test")
+    right = {
+        domain: (getattr(known, domain).numpy() == seen[domain]) & (seen[domain] == seen[f"second_{domain}"])
+        for domain in DOMAINS
+    }
+    return [
+        at_least(f"both classifiers see the {domain} that real pictures show: share", both.mean(), LEAST_KNOWN)
+        for domain, both in right.items()
+    ]
 
 
 def _request_gates(target: Target, base_seeds: Sequence[int]) -> list[Gate]:

@@ -253,7 +253,8 @@ class UnlearnCanvas:
         return pictures.gallery(self._pictures, self._grid, self.images)
 
     def _classifiers(self, folder: Path | None, device: str) -> canvas.Classifiers:
-        return canvas.Classifiers(folder or self._judges, architecture=self.architecture, device=device)
+        place = folder or self._judges
+        return canvas.Classifiers(place, architecture=self.architecture, device=device, features=True)
 
     def _check(self, request_id: str, base_seed: int) -> None:
         if request_id not in self._grid.targets:

@@ -56,6 +56,24 @@ def test_the_table_says_what_was_drawn_for_the_target(scored):
     assert "the original's is 0.0000" in found.note["ua"] and found.value["n_oracles"] == 1
 
 
+def test_pictures_quality_is_measured_against_the_originals_and_says_what_there_is_nothing_to_compare_with(scored):
+    found = values(scored / "out", "theirs")
+    for name in ("kid_original", "cmmd_original", "feature_shift"):
+        assert np.isfinite(found.value[name]) and found.n_images[name] == 50 * 20
+    for name in ("kid_real", "cmmd_real", "fid", "clip_score"):
+        assert np.isnan(found.value[name]) and found.note[name]
+    assert "real pictures are not at hand" in found.note["kid_real"] and "0 real pictures" in found.note["fid"]
+
+
+def test_without_the_original_all_of_quality_is_null_with_the_reason(scored, canvas_classifiers, tmp_path):
+    shutil.copytree(scored / "out" / "predictions", tmp_path / "out" / "predictions")  # what is known is not asked again
+    assert score(scored / "theirs", canvas_classifiers, tmp_path / "out", "--metrics", "image_quality") == 0
+    found = values(tmp_path / "out", "elsewhere")
+    quality = found.loc[["kid_original", "kid_real", "cmmd_original", "cmmd_real", "fid", "feature_shift", "clip_score"]]
+    assert quality.value.isna().all() and (quality.note != "").all()
+    assert "the original's pictures are not at hand" in found.note["feature_shift"]
+
+
 def test_classifiers_that_do_not_see_what_the_original_drew_fail_a_gate(
     scored, canvas_images, canvas_classifiers, tmp_path, capsys
 ):

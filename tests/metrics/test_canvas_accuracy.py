@@ -1,5 +1,6 @@
 """Checked against tables of counts: what is prompted, what is seen, and how often."""
 
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -127,6 +128,45 @@ def test_a_class_that_is_none_cannot_be_left_out_and_the_target_leaves_nothing()
         measured(drawn(), leave_out="fresco")
     found = measured(drawn(), leave_out="neon")
     assert found["ua"].value is None and found["ua"].note and found["cra_on"].value is None and found["ira"].value
+
+
+def with_known_pictures(given, wrong):
+    """The same outcome with as many pictures to be denoised, half of them trained on, in which all is seen wrong."""
+    trial, n = given.trial, len(given.trial.questions["split"])
+    known = {name: column.copy() for name, column in trial.questions.items()}
+    known["split"] = np.where(np.arange(n) % 2, "forget_train", "forget_unseen")
+    questions = {name: np.concatenate([column, known[name]]) for name, column in trial.questions.items()}
+    answers = {name: np.concatenate([column, np.full(n, wrong)]) for name, column in given.answers.items()}
+    return Outcome(replace(trial, questions=questions), answers, ())
+
+
+@pytest.mark.parametrize("leave_out", ["", "photo"])
+def test_pictures_to_be_denoised_are_none_that_were_drawn(leave_out):
+    given = outcome(drawn() | {"second_style": STYLE, "second_object": OBJECT})
+    metric = CanvasAccuracy(leave_out)
+    found, beside = metric(given), metric(with_known_pictures(given, wrong=-1))
+    assert [(v.name, v.value, v.n_images) for v in beside] == [(v.name, v.value, v.n_images) for v in found]
+
+
+@pytest.mark.parametrize(("target", "expected", "n_units"), [("neon", 1 - 3 / 12 / 5, 5), ("box", 1 - 5 / 20 / 3, 3)])
+def test_two_classifiers_agree_where_they_see_the_same_right_or_wrong(target, expected, n_units):
+    """By hand: apart on 3 of 12 images of one style of five, and on 5 of 20 of one object of three."""
+    first, second = drawn(), {}
+    for domain, asked, number, apart in (("style", STYLE, 1, 3), ("object", OBJECT, 0, 5)):
+        second[f"second_{domain}"] = first[domain].copy()
+        second[f"second_{domain}"][np.flatnonzero(asked == number)[:apart]] = -1
+    value = measured(first | second, target=target)["clf_ok"]
+    assert value.value == pytest.approx(expected) and (value.n_images, value.n_units) == (60, n_units)
+    low, high = interval(value)
+    assert low <= value.value <= high and value.better == "higher" and "original" not in value.note
+
+
+def test_the_note_on_agreement_has_the_originals_and_without_a_second_opinion_there_is_none():
+    one = {"style": STYLE, "object": OBJECT}
+    other = {"second_style": np.where(STYLE == 0, 1, STYLE), "second_object": OBJECT}
+    value = measured(one | {"second_style": STYLE}, original=one | other)["clf_ok"]
+    assert value.value == 1 and value.note == "5 styles; the original's is 0.8000"
+    assert "clf_ok" not in measured(one, original=one | other)
 
 
 def test_models_that_make_no_images_have_none_of_it(trial):

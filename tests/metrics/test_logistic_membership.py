@@ -34,6 +34,15 @@ def test_it_is_scikit_learns_cross_validated_accuracy_over_a_hundred_resplits():
     assert float(spread[1]) == pytest.approx(np.std(accuracies, ddof=1), abs=0.002)
 
 
+def test_the_loss_is_the_cosine_where_a_clip_answers_and_not_where_one_looks_at_what_others_drew():
+    (plain,) = LogisticAccuracy()(asked(1.0)[0])
+    beside, member = asked(1.0, cosine=np.zeros(120))
+    beside.answers["cosine"] = 1.0 * member
+    assert LogisticAccuracy()(beside)[0].value == 1 > plain.value
+    beside.trial.request.objective.kind = "diffusion"
+    assert LogisticAccuracy()(beside)[0].value == plain.value
+
+
 @pytest.mark.parametrize("lift", [40.0, -40.0])
 def test_losses_apart_are_told_whichever_way(lift):
     """Unlike an AUC: the classifier learns which side is lower."""

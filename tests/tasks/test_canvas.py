@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from slugbench.bench import UsageError
-from slugbench.tasks import _canvas_model, _canvas_rebuild
-from slugbench.tasks._canvas_answers import Target
+from slugbench.tasks import _canvas_model, _canvas_rebuild, canvas
+from slugbench.tasks._canvas_answers import Target, opinions
 from slugbench.tasks._canvas_scenes import OBJECTS, STYLES
 from slugbench.tasks._diffusion import editable
 from slugbench.tasks._shipped import assets, load_answers, save_weights
@@ -46,8 +46,23 @@ def test_an_unknown_request_seed_or_base_is_told():
 
 def test_every_gate_holds_for_every_request_and_both_bases():
     found = Canvas().gates([request.id for request in Canvas().requests()], (0, 1))
-    assert len(found) == 2 * 3 + 19 * 4
+    assert len(found) == 2 + 2 * 5 + 19 * 4
     assert [gate.name for gate in found if not gate.ok] == []
+
+
+def test_classifiers_that_see_different_things_fail_a_gate(monkeypatch):
+    """Of a base's pictures a twentieth may be seen otherwise, of real ones a fiftieth; the shipped ones pass."""
+    known, real = load_answers(assets("canvas") / "base-0.npz"), opinions("test")
+    assert [gate.name for gate in Canvas().gates([], [0]) if not gate.ok] == []
+    for answers, share in ((known, 0.06), (real, 0.03)):
+        answers["second_object"] = np.where(np.arange(len(answers["object"])) % 100 < 100 * share, -1, answers["object"])
+    monkeypatch.setattr(canvas, "load_answers", lambda path: known)
+    monkeypatch.setattr(canvas, "opinions", lambda part: real)
+    failed = {gate.name: gate.value for gate in Canvas().gates([], [0]) if not gate.ok}
+    assert set(failed) == {
+        "base 0: classifiers see the same object: share", "both classifiers see the object that real pictures show: share"
+    }  # fmt: skip
+    assert max(failed.values()) < 0.98
 
 
 def test_what_ships_is_small_and_has_oracles_weights_for_quick_alone():
@@ -72,6 +87,49 @@ def test_shipped_oracles_give_their_shipped_answers():
         found = trial.answer(model, rows)
         assert (found["style"] == answers["style"][rows]).mean() >= 0.98
         np.testing.assert_allclose(found["image"], answers["image"][rows], atol=40)
+
+
+@pytest.fixture(scope="module")
+def neon():
+    """A trial of the other base, a picture a prompt."""
+    return Canvas(seeds=1).build("neon", 1)
+
+
+def fits(image, questions):
+    """(N,) cosine of pictures and prompts by transformers' own reading of base 0's CLIP and of its tokenizer."""
+    clip, places = _canvas_rebuild.base_clip(0), zip(questions["style"], questions["object"], strict=True)
+    text = _canvas_model.tokens(
+        _canvas_rebuild.base(0).tokenizer, [f"A {OBJECTS[o]} image in {STYLES[s]} style." for s, o in places]
+    )
+    with torch.no_grad():
+        found = clip(input_ids=text, pixel_values=torch.from_numpy(image.astype(np.float32)) / 127.5 - 1)
+    return torch.nn.functional.cosine_similarity(found.image_embeds, found.text_embeds).numpy()
+
+
+def test_one_frozen_clip_tells_of_every_models_pictures_how_well_they_fit_their_prompts(neon):
+    for answers in (neon.original, *neon.oracles):
+        np.testing.assert_allclose(answers["cosine"], fits(answers["image"], neon.questions), atol=1e-5)
+    other = {d: (neon.questions[d] + 1) % len(names) for d, names in (("style", STYLES), ("object", OBJECTS))}
+    assert neon.original["cosine"].mean() > 0.7 > 0.2 > fits(neon.original["image"], other).mean()
+
+
+def test_an_edited_text_encoder_does_not_judge_its_own_pictures(neon):
+    model, rows = neon.original_model(), np.arange(0, 80, 16)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "token_embedding" in name:
+                weight.zero_()
+    found = neon.answer(model, rows)
+    expected = fits(found["image"], {name: column[rows] for name, column in neon.questions.items()})
+    np.testing.assert_allclose(found["cosine"], expected, atol=1e-5)
+    assert found["cosine"].mean() < neon.original["cosine"][rows].mean() - 0.3
+
+
+@pytest.mark.parametrize("part", ["clip", "tokenizer"])
+def test_the_clip_that_judges_is_in_the_fingerprint_of_another_base_too(monkeypatch, part):
+    before, known = Canvas().fingerprint("neon", 1), canvas.file_digest
+    monkeypatch.setattr(canvas, "file_digest", lambda file: "other" if f"base-0/{part}" in str(file) else known(file))
+    assert Canvas().fingerprint("neon", 1) != before
 
 
 # ---------------------------------------------------------------- four styles
