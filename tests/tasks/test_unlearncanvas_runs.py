@@ -391,6 +391,13 @@ def give_no_checkpoint(root):
     return {"checkpoint": str(root / "nowhere")}
 
 
+def give_a_page_for_weights(root):
+    folder = root / "page"
+    folder.mkdir()
+    (folder / "style50.safetensors").write_text("<!DOCTYPE html><html>Quota exceeded</html>")
+    return {"checkpoint": str(folder)}
+
+
 def miss_a_classifier(root):
     (root / "checkpoints" / "cls_model" / "style50.pth").unlink()
 
@@ -409,6 +416,7 @@ WRONG = {
     give_a_folder_of_compvis: r"model\.safetensors is in CompVis form",
     give_too_high_a_checkpoint: r"has no model_index\.json; it is in .*style50, give that",
     give_no_checkpoint: r"nowhere is no pipeline in diffusers' form, it has no model_index\.json; `slugbench doctor",
+    give_a_page_for_weights: r"page is no pipeline in diffusers' form, it has no model_index\.json; `slugbench doctor",
     miss_a_classifier: r"the style classifier .*style50\.pth is missing",
     give_no_clip: r"clip=.* is no CLIP in transformers' form",
 }
@@ -444,6 +452,74 @@ def test_a_checkpoint_that_is_half_there_is_refused(copied):
     with pytest.raises(UsageError, match=r"style50 cannot be read as a pipeline \(.*\); fetch it anew") as refused:
         of(copied).build("Birds", 0)
     assert "\n" not in str(refused.value)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def test_a_checkpoint_of_which_a_file_was_cut_off_is_refused(copied):
+    truncate(copied / CHECKPOINT / "text_encoder" / "model.safetensors")
+    with pytest.raises(UsageError, match=r"style50 cannot be read as a pipeline \(.*\); fetch it anew") as refused:
+        of(copied).build("Birds", 0)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_without_the_words_of_its_tokenizer_is_refused(copied):
+    (copied / CHECKPOINT / "tokenizer" / "tokenizer.json").unlink()
+    sentence = r"its tokenizer has 2 entries and the text encoder \d+; fetch tokenizer/ anew, which holds tokenizer\.json,"
+    with pytest.raises(UsageError, match=sentence):
+        drawn.read_checkpoint(copied / CHECKPOINT)
+
+
+def test_a_tokenizer_that_reads_different_prompts_as_the_same_is_refused(copied):
+    file = copied / CHECKPOINT / "tokenizer" / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    special = drawn.read_checkpoint(copied / CHECKPOINT).tokenizer.all_special_tokens
+    words = sorted(stored["model"]["vocab"], key=stored["model"]["vocab"].get)
+    vocab = {word if word in special else f"other{number}": number for number, word in enumerate(words)}
+    stored["model"] |= {"vocab": vocab, "merges": []}
+    file.write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match="its tokenizer reads different prompts as the same; fetch tokenizer/ anew"):
+        drawn.read_checkpoint(copied / CHECKPOINT)
+
+
+def test_a_tokenizer_in_stable_diffusions_own_files_reads_prompts_the_same(copied):
+    folder = copied / CHECKPOINT / "tokenizer"
+    texts = [canvas.prompt(*cell) for cell in task_cells()]
+    before = drawn.read_checkpoint(copied / CHECKPOINT).tokenizer(texts).input_ids
+    stored = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(stored["vocab"]))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in stored["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (folder / "tokenizer.json").unlink()
+    assert drawn.read_checkpoint(copied / CHECKPOINT).tokenizer(texts).input_ids == before
+
+
+def task_cells():
+    return [(style, object_) for style in STYLES for object_ in OBJECTS]
+
+
+def reshape(folder):
+    import safetensors.torch
+    import torch
+
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["text_projection.weight"] = torch.zeros(3, 3)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("spoil", [lambda folder: truncate(folder / "model.safetensors"), reshape], ids=["cut", "shape"])
+def test_a_clip_that_is_not_whole_is_refused_when_the_task_is_built(canvas_release, tmp_path, spoil):
+    spoil(clip(tmp_path / "clip"))
+    with pytest.raises(UsageError, match=r"clip=.*clip cannot be read as a CLIP .*; fetch it anew\.") as refused:
+        of(canvas_release, clip=str(tmp_path / "clip")).build("Birds", 0)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_clip_of_another_width_is_refused_when_the_task_is_built(canvas_release, tmp_path):
+    with pytest.raises(UsageError, match=r"reads text 16 wide and the checkpoint's text encoder 32, .* for Stable "):
+        of(canvas_release, clip=str(clip(tmp_path / "clip", width=16))).build("Birds", 0)
 
 
 def test_an_original_that_does_not_draw_a_target_fails_a_gate():
