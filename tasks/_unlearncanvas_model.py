@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from slugbench.bench import Answers, MissingDependency, Model, UsageError, file_digest, gathered
+from slugbench.bench import Answers, MissingDependency, Model, UsageError, digest, file_digest, gathered
 from slugbench.bench.artifacts import GATHERED, cache_dir
 
 from ._canvas_model import tokens
-from ._diffusion import Contrast, Denoising, generate, read_pipeline, with_model
+from ._diffusion import Contrast, Denoising, Filter, generate, read_pipeline, with_model
 from ._image_folders import content_digest, opened
 from ._training import write_whole
 from ._unlearncanvas import (
@@ -322,18 +322,42 @@ class Studio:
     def _kept(self, model: Model) -> Iterator[Path]:
         """The folder of a model's drawings: the same for equal weights, whoever made them.
 
-        What a hook does is in no weight, so the drawings of a model that has one are nobody else's: they go with it.
+        What a hook does is in no weight. Of a filter before the text encoder all is known by what it reads for each prompt;
+        the drawings of a model that has another hook are nobody else's: they go with it.
         """
         import diffusers
 
-        if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        filters = _filters(model)
+        if filters is None:
             own = Path(mkdtemp(GATHERED, f"{KEPT}-", cache_dir()))  # named so that what a kill leaves can be collected
             weakref.finalize(model, shutil.rmtree, own, ignore_errors=True)
             yield own
             return
         key = {"weights": weights_digest(model), "checkpoint": self.checkpoint, "diffusers": diffusers.__version__}
+        if filters:
+            key["reads"] = self._reads(filters)
         with gathered(KEPT, key | self.sampling._asdict()) as folder:
             yield folder
+
+    def _reads(self, filters: Sequence[Filter]) -> str:
+        """Digest of what is read, after filters in turn, for each prompt that may be drawn, and for the empty one that
+        guidance is away from."""
+        texts = [prompt(style, object_) for style in STYLES for object_ in OBJECTS]
+        read = tokens(self.pipeline.tokenizer, [*texts, ""])
+        for each in filters:
+            read = each.read(read)
+        return digest(read.numpy().tobytes())
+
+
+def _filters(model: Model) -> list[Filter] | None:
+    """Those before the text encoder, in turn; None where the model has a hook of another kind or in another place."""
+    text, found = model.get_submodule("text"), list[Filter]()
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if not isinstance(hook, Filter) or module is not text:
+                return None
+            found.append(hook)
+    return found
 
 
 KEPT = "unlearncanvas-drawings"

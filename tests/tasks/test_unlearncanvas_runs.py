@@ -1,5 +1,6 @@
 """Methods run on the release of UnlearnCanvas, in small: folders in, drawings kept one by one, rows out."""
 
+import copy
 import json
 import math
 import shutil
@@ -225,7 +226,11 @@ def test_an_edited_models_images_are_its_own_and_a_hooked_models_are_nobodys(tas
         return {path.name for path in cache.glob("*drawings*.files")}
 
     originals = folders()
-    trial.answer(trial.request.objective.masked(trial.request.model, ("Bricks",)))
+    hooked = copy.deepcopy(trial.request.model)
+    hooked.get_submodule("text").register_forward_hook(lambda module, inputs, found: found)
+    trial.answer(hooked)
+    assert len(folders() - originals) == 1
+    del hooked
     assert folders() == originals
     with torch.no_grad():
         trial.request.model.get_parameter("unet.conv_in.weight").mul_(0.5)
@@ -286,14 +291,30 @@ def test_of_drawings_that_the_cache_lost_no_pictures_are_kept_until_they_are_dra
     assert np.array_equal(again["picture.image"], before["picture.image"])
 
 
-def test_drawings_of_a_hooked_model_are_there_as_long_as_it_is(task, cache):
+def test_a_filtered_models_drawings_are_kept_and_drawn_once(task, cache, monkeypatch):
+    """As a control stopped on its way finds them; and each target's are its own."""
     trial = task.build("Bricks", 0)
-    masked = trial.request.objective.masked(trial.request.model, ("Bricks",))
-    answers, originals = trial.answer(masked), columns(trial, trial.original)
+    objective, model = trial.request.objective, trial.request.model
+    answers, originals = trial.answer(objective.masked(model, ("Bricks",))), columns(trial, trial.original)
     shown, target = columns(trial, answers), originals["picture.kind"] == "target"
     same = (shown["picture.image"] == originals["picture.image"]).all((1, 2, 3))
     assert not same[target].any() and same[~target].all()  # another prompt, or the same prompt and noise
-    del masked
+    other = task.build(STYLES[0], 0)
+    other.answer(other.request.objective.masked(other.request.model, other.request.targets))
+    assert len(list(cache.glob("*drawings*.files"))) == 3
+    monkeypatch.setattr(drawn, "generate", None)  # whoever draws fails
+    again = task.build("Bricks", 0)
+    repeated = again.answer(again.request.objective.masked(again.request.model, ("Bricks",)))
+    assert np.array_equal(repeated["drawing"], answers["drawing"])
+
+
+def test_drawings_of_a_hooked_model_are_there_as_long_as_it_is(task, cache):
+    trial = task.build("Bricks", 0)
+    hooked = trial.request.objective.masked(trial.request.model, ("Bricks",))
+    hooked.get_submodule("unet").register_forward_hook(lambda module, inputs, found: found)
+    answers = trial.answer(hooked)
+    assert columns(trial, answers)
+    del hooked
     assert columns(trial, answers) == {} and len(list(cache.glob("*drawings*.files"))) == 1
 
 
