@@ -196,9 +196,13 @@ def suite_text(name: str) -> str:
 
 def reproductions() -> list[str]:
     """The shipped suites that repeat a published experiment: all of their tasks evaluate as papers did."""
-    texts = {name: load_suite(name).tasks for name in suite_names()}
-    published = {"protocol": "published"}.items()
-    return [name for name, tasks in texts.items() if all(published <= parse_spec(text).params.items() for text in tasks)]
+    tasks = {name: [parse_spec(text) for text in load_suite(name).tasks] for name in suite_names()}
+    return [name for name, specs in tasks.items() if all(_protocol(spec) == "published" for spec in specs)]
+
+
+def _protocol(spec: Spec) -> Any:
+    """That of a task, which has it as a parameter or, where there is but one, as a fact of its class."""
+    return spec.params.get("protocol", getattr(REGISTRY.get("task", spec.name).cls, "protocol", None))
 
 
 # ---------------------------------------------------------------- expansion

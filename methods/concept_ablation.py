@@ -44,7 +44,7 @@ class ConceptAblation:
     every: PositiveInt = 10
 
     space: ClassVar[Mapping[str, tuple]] = {
-        "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
+        "learning_rate": (8e-6, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "keep": (0.0, 0.3, 1.0, 3.0),
         "part": ("cross", "all"),
     }

@@ -50,7 +50,7 @@ class ErasedStableDiffusion:
     every: PositiveInt = 10
 
     space: ClassVar[Mapping[str, tuple]] = {
-        "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
+        "learning_rate": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "strength": (0.5, 1.0, 2.0),
         "part": ("cross", "rest", "all"),
     }

@@ -62,7 +62,10 @@ class Experiment:
 _SAME = ("original", "ft", "ga", "gaft", "salun_slug", "ssd", "slug")
 _SALUN = ("ft", "random_label", "ga", "l1_sparse", "salun")
 _CANVAS = ("esd", "fmn", "uce", "salun", "seot", "spm", "ediff", "shs", "slug")
-_RELEASED = {"seeds": "5", "side": "512", "architecture": r"vit_large_patch16_224\.augreg_in21k"}
+_RELEASED = {
+    **{"styles": "51", "objects": "20", "images": "20", "seeds": "5", "steps": "100", "guidance": r"9\.0", "side": "512"},
+    "architecture": r"vit_large_patch16_224\.augreg_in21k",
+}
 EXPERIMENTS = (
     Experiment(
         "clip-celeba",

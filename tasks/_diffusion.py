@@ -222,8 +222,7 @@ class Names:
 
         def put(module: Model, inputs: tuple[torch.Tensor, ...], found_BTD: torch.Tensor) -> torch.Tensor:
             text = inputs[0]
-            windows = text.unfold(1, len(words), 1)
-            row, start = torch.nonzero((windows == words.to(text.device)).all(-1), as_tuple=True)
+            row, start = torch.nonzero(_starts(text, words), as_tuple=True)
             place = start[:, None] + torch.arange(len(words), device=text.device)
             vectors = vectors_WD.to(found_BTD).expand(len(row), -1, -1)
             return found_BTD.index_put((row[:, None].expand_as(place), place), vectors)
@@ -388,23 +387,22 @@ class Denoising:
         return {"unet": [f"unet.{name}" for name, _ in model.get_submodule("unet").named_parameters()]}
 
     def masked(self, model: Model, targets: Sequence[str]) -> Model:
-        """A copy that reads one prompt of kept concepts wherever a target is named: same weights, a filter before them.
-
-        An empty prompt would draw the target as often as chance has it.
-        """
+        """A copy that reads prompts of kept concepts wherever a target is named: same weights, a `Filter` before them."""
         import torch
 
-        named, other = [_words(self.named[target]) for target in targets], self.candidates[0, self.kept[0]]
+        named = tuple((_words(self.named[target]), self._longer(target, targets)) for target in targets)
+        asked = torch.cat([self.candidates[:, self.labels[target]] for target in targets])
+        instead = self.candidates[:, self.kept[0]].repeat(len(targets), 1)
         copied = copy.deepcopy(model)
-
-        def read(module: Model, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> Any:
-            text = inputs[0] if inputs else options["input_ids"]
-            hit = torch.stack([_holds(text, words.to(text.device)) for words in named]).any(0)
-            text = torch.where(hit[:, None], other.to(text), text)
-            return ((text, *inputs[1:]), options) if inputs else (inputs, {**options, "input_ids": text})
-
-        copied.get_submodule("text").register_forward_pre_hook(read, with_kwargs=True)
+        reads = Filter(named, asked, instead, self.candidates[0, self.kept[0]])
+        copied.get_submodule("text").register_forward_pre_hook(reads, with_kwargs=True)
         return copied
+
+    def _longer(self, target: str, targets: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """The words of other names that hold all of a target's: `Artist Sketch` is no `Sketch`."""
+        words, others = _words(self.named[target]), [name for name in self.named if name not in targets]
+        named = [_words(self.named[name]) for name in others]
+        return tuple(each for each in named if len(each) > len(words) and _starts(each[None], words).any())
 
     def _draws(self) -> torch.Generator:
         import torch
@@ -412,6 +410,40 @@ class Denoising:
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.seed)
         return self._generator
+
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """In the place of prompts that name what is filtered, others are read; a hook before a text encoder.
+
+    A prompt of the objective's own keeps all but the concept, as a model that forgot it would. An empty prompt would draw
+    what is filtered as often as chance has it.
+    """
+
+    named: tuple[tuple[torch.Tensor, tuple[torch.Tensor, ...]], ...]
+    """(W,) words of each name that is filtered, and those of longer names that hold them and stay."""
+    asked: torch.Tensor
+    """(n, T) prompts with what is filtered."""
+    instead: torch.Tensor
+    """(n, T) what is read for each of them."""
+    otherwise: torch.Tensor
+    """(T,) what is read for any other text with such a name."""
+
+    def __call__(self, module: Model, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> Any:
+        """The arguments that the text encoder is given."""
+        if inputs:
+            return (self.read(inputs[0]), *inputs[1:]), options
+        return inputs, {**options, "input_ids": self.read(options["input_ids"])}
+
+    def read(self, text_BT: torch.Tensor) -> torch.Tensor:
+        """(B, T) what is read of texts."""
+        import torch
+
+        same = (text_BT[:, None] == self.asked.to(text_BT.device)).all(-1)
+        alike = self.instead.to(text_BT.device)[same.int().argmax(1)]
+        other = torch.where(same.any(1)[:, None], alike, self.otherwise.to(text_BT.device))
+        hit = torch.stack([_holds(text_BT, words, longer) for words, longer in self.named]).any(0)
+        return torch.where(hit[:, None], other, text_BT)
 
 
 @dataclass(frozen=True)
@@ -505,7 +537,17 @@ def _words(name_T: torch.Tensor) -> torch.Tensor:
     return name_T[1:end]
 
 
-def _holds(text_BT: torch.Tensor, words_W: torch.Tensor) -> torch.Tensor:
-    """(B,) whether those tokens stand in a row somewhere in a text."""
-    windows = text_BT.unfold(1, len(words_W), 1)
-    return (windows == words_W).all(-1).any(-1)
+def _starts(text_BT: torch.Tensor, words_W: torch.Tensor) -> torch.Tensor:
+    """(B, T-W+1) where those words stand in a row in a text."""
+    windows: torch.Tensor = text_BT.unfold(1, len(words_W), 1)
+    return (windows == words_W.to(text_BT.device)).all(-1)
+
+
+def _holds(text_BT: torch.Tensor, words_W: torch.Tensor, longer: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(B,) whether those words stand in a text other than as a part of a longer name."""
+    found = _starts(text_BT, words_W)
+    for name in longer:
+        within = _starts(text_BT, name)
+        for place in _starts(name[None], words_W)[0].nonzero()[:, 0].tolist():
+            found[:, place : place + within.shape[1]] &= ~within
+    return found.any(1)

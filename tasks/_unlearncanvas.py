@@ -300,19 +300,29 @@ def load_classifier(file: Path, n_classes: int, *, architecture: str = ARCHITECT
     Raises:
         UsageError: the file is no such checkpoint, or its classifier has another head or other layers.
     """
-    import timm
-
     state = _state(file)
     head = state.get("head.weight")
     if head is None or len(head) != n_classes:
         has = "no layer `head`" if head is None else f"a head of {len(head)} classes"
         raise UsageError(f"classifier {file} has {has}; here it needs one of {n_classes}: is it the other domain's?")
-    model = timm.create_model(architecture, pretrained=False, num_classes=n_classes, img_size=INPUT)
+    model = _untrained(architecture, n_classes)
     shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in s.items()} for s in (state, model.state_dict()))
     if other := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
         raise UsageError(f"classifier {file} is no {architecture}: {_some(other)} differ; give the checkpoint as released.")
     model.load_state_dict(state)
     return model.eval()
+
+
+def _untrained(architecture: str, n_classes: int) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(architecture, pretrained=False, num_classes=n_classes, img_size=INPUT)
+    except (RuntimeError, TypeError, ValueError) as error:  # one that timm does not know, or of no transformer
+        raise UsageError(
+            f"architecture={architecture} is no vision transformer of timm ({first_line(error)}); the released classifiers "
+            f"are {ARCHITECTURE}."
+        ) from error
 
 
 def _state(file: Path) -> dict[str, torch.Tensor]:

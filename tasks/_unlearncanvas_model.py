@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from slugbench.bench import Answers, MissingDependency, Model, UsageError, file_digest, gathered
+from slugbench.bench import Answers, MissingDependency, Model, UsageError, digest, file_digest, gathered
 from slugbench.bench.artifacts import GATHERED, cache_dir
 
 from ._canvas_model import tokens
-from ._diffusion import Contrast, Denoising, generate, read_pipeline, with_model
+from ._diffusion import Contrast, Denoising, Filter, generate, read_pipeline, with_model
 from ._image_folders import content_digest, opened
 from ._training import write_whole
 from ._unlearncanvas import (
@@ -84,7 +84,8 @@ def _is_compvis(file: Path) -> bool:
             return any(COMPVIS in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
     with file.open("rb") as opened:
         if file.suffix == ".safetensors":
-            return COMPVIS in opened.read(int.from_bytes(opened.read(8), "little"))
+            length = int.from_bytes(opened.read(8), "little")  # of the names; in another kind of file it may say anything
+            return length <= file.stat().st_size and COMPVIS in opened.read(length)
         return file.suffix == ".ckpt"  # torch.save of old
 
 
@@ -92,20 +93,38 @@ def read_checkpoint(folder: Path) -> StableDiffusionPipeline:
     """The released pipeline, read anew, with the sampler of most of the release's scripts: DDIM, eta 0.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or its tokenizer is not its text encoder's.
     """
     from diffusers import DDIMScheduler
+    from safetensors import SafetensorError
 
     check_checkpoint(folder)
     try:
         pipeline = read_pipeline(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"checkpoint {folder} cannot be read as a pipeline ({first_line(error)}); fetch it anew."
         ) from error
+    _check_tokenizer(pipeline, folder)
     # a checkpoint's own scheduler may leave open what only DDIM asks for; latents, unlike pixels, are not to be clipped
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False)
     return pipeline
+
+
+def _check_tokenizer(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Whether the text encoder has a vector for each of its entries, and it tells prompts apart.
+
+    transformers makes one without any word, and no fuss, where the files with the words are missing.
+    """
+    entries, vectors = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    fault = f"has {entries} entries and the text encoder {vectors}" if entries != vectors else ""
+    if not fault and len(training_tokens(pipeline.tokenizer).unique(dim=0)) < len(STYLES) * len(OBJECTS):
+        fault = "reads different prompts as the same"
+    if fault:
+        raise UsageError(
+            f"checkpoint {folder}: its tokenizer {fault}; fetch tokenizer/ anew, which holds tokenizer.json, or vocab.json "
+            "and merges.txt."
+        )
 
 
 def files_digest(folder: Path) -> str:
@@ -145,7 +164,8 @@ def objective(pipeline: StableDiffusionPipeline, target: str, names: Sequence[st
     number = DOMAINS[domain].index(target)
     kept = torch.tensor([DOMAINS[domain].index(name) for name in names if name in DOMAINS[domain] and name != target])
     candidates = _candidates(training_tokens(pipeline.tokenizer), domain)
-    contrast: Any = NO_CLIP if clip is None else contrast_of(clip, candidates, kept)
+    width = pipeline.text_encoder.config.hidden_size
+    contrast: Any = NO_CLIP if clip is None else contrast_of(clip, candidates, kept, width=width)
     named, nothing = bare_names(pipeline.tokenizer, names), tokens(pipeline.tokenizer, [""])
     return Denoising(pipeline.vae, pipeline.scheduler, nothing, candidates, kept, {target: number}, named, contrast)
 
@@ -193,18 +213,32 @@ NO_CLIP = Absent(
 )
 
 
-def contrast_of(clip: Path, candidates: torch.Tensor, kept: torch.Tensor) -> Contrast:
+def contrast_of(clip: Path, candidates: torch.Tensor, kept: torch.Tensor, *, width: int) -> Contrast:
     """The objective of a CLIP in transformers' form.
 
+    Args:
+        clip: its folder.
+        candidates: as of `Contrast`.
+        kept: as of `Contrast`.
+        width: of the text encoder that is in the place of its own.
+
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or is not the one that the text encoder is of.
     """
+    from safetensors import SafetensorError
     from transformers import CLIPModel
 
     try:
         read = CLIPModel.from_pretrained(clip, local_files_only=True).float().eval().requires_grad_(False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"clip={clip} is no CLIP in transformers' form ({first_line(error)}).") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(
+            f"clip={clip} cannot be read as a CLIP in transformers' form ({first_line(error)}); fetch it anew."
+        ) from error
+    if (own := read.config.text_config.hidden_size) != width:
+        raise UsageError(
+            f"clip={clip} reads text {own} wide and the checkpoint's text encoder {width}, so that is not of it; give the "
+            "CLIP that it is of, for Stable Diffusion 1.5 openai/clip-vit-large-patch14."
+        )
     return Contrast(read, candidates, kept, partial(as_clip_takes, side=read.config.vision_config.image_size))
 
 
@@ -288,18 +322,42 @@ class Studio:
     def _kept(self, model: Model) -> Iterator[Path]:
         """The folder of a model's drawings: the same for equal weights, whoever made them.
 
-        What a hook does is in no weight, so the drawings of a model that has one are nobody else's: they go with it.
+        What a hook does is in no weight. Of a filter before the text encoder all is known by what it reads for each prompt;
+        the drawings of a model that has another hook are nobody else's: they go with it.
         """
         import diffusers
 
-        if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        filters = _filters(model)
+        if filters is None:
             own = Path(mkdtemp(GATHERED, f"{KEPT}-", cache_dir()))  # named so that what a kill leaves can be collected
             weakref.finalize(model, shutil.rmtree, own, ignore_errors=True)
             yield own
             return
         key = {"weights": weights_digest(model), "checkpoint": self.checkpoint, "diffusers": diffusers.__version__}
+        if filters:
+            key["reads"] = self._reads(filters)
         with gathered(KEPT, key | self.sampling._asdict()) as folder:
             yield folder
+
+    def _reads(self, filters: Sequence[Filter]) -> str:
+        """Digest of what is read, after filters in turn, for each prompt that may be drawn, and for the empty one that
+        guidance is away from."""
+        texts = [prompt(style, object_) for style in STYLES for object_ in OBJECTS]
+        read = tokens(self.pipeline.tokenizer, [*texts, ""])
+        for each in filters:
+            read = each.read(read)
+        return digest(read.numpy().tobytes())
+
+
+def _filters(model: Model) -> list[Filter] | None:
+    """Those before the text encoder, in turn; None where the model has a hook of another kind or in another place."""
+    text, found = model.get_submodule("text"), list[Filter]()
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if not isinstance(hook, Filter) or module is not text:
+                return None
+            found.append(hook)
+    return found
 
 
 KEPT = "unlearncanvas-drawings"

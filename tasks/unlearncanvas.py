@@ -115,6 +115,7 @@ class UnlearnCanvas:
     side: int = canvas.SIDE
     architecture: str = canvas.ARCHITECTURE
 
+    protocol: ClassVar[str] = "published"
     base_seeds: ClassVar[tuple[int, ...]] = (0,)
     preload: ClassVar[tuple[str, ...]] = ("diffusers", "transformers", "timm", "open_clip")
     expected_failures: ClassVar[Mapping[str, str]] = {

@@ -126,13 +126,13 @@ def tokenizer() -> Any:
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=LENGTH)
 
 
-def clip(folder: Path) -> Path:
+def clip(folder: Path, width: int = 32) -> Path:
     """An untrained CLIP in transformers' form, with the text encoder's width and words, as openai/clip-vit-large-patch14."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
     words = tokenizer()
-    shared = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shared = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {**shared, "vocab_size": len(words), "max_position_embeddings": LENGTH, "eos_token_id": words.eos_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -28,7 +28,8 @@ def empty_folder(tmp_path, monkeypatch):
 
 def test_reproductions_are_the_suites_that_evaluate_as_papers_did():
     load()
-    assert set(reproductions()) == {"clip-celeba", "cifar10-random10", "cifar10-class", "imagenet-class"}
+    canvas = {"unlearncanvas", "unlearncanvas-objects"}
+    assert set(reproductions()) == {"clip-celeba", "cifar10-random10", "cifar10-class", "imagenet-class", *canvas}
     for name in reproductions():
         suite = load_suite(name)
         assert suite.name == name
@@ -49,6 +50,15 @@ def test_a_reproduction_says_what_is_missing_and_the_commands_to_run(capsys):
     assert [command[0] for command in commands] == ["doctor", "run"]
     for command in commands:
         parser().parse_args(command)
+
+
+def test_a_task_of_one_protocol_needs_not_name_it(capsys):
+    assert main(["reproduce", "unlearncanvas", "--device", "cpu"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("unlearncanvas: esd:learning_rate=1e-5,steps=1000,")
+    assert lines[1].startswith("  of unlearncanvas: Abstractionism, Artist_Sketch, ")
+    assert lines[2].startswith("suite unlearncanvas: ") and "data has no folder for 51 of 51 styles" in lines[3]
+    assert "  slugbench run unlearncanvas --out runs/unlearncanvas" in lines
 
 
 def test_its_suite_is_written_once_and_changes_to_it_are_kept(tmp_path, capsys):
@@ -92,11 +102,14 @@ def test_a_plan_counts_cells_and_bounds_their_time_without_any_data(capsys, monk
     )
 
 
-@pytest.mark.parametrize("name", ["paper", "clip-celeba", "cifar10-random10", "cifar10-class", "imagenet-class"])
+SUITES = ("paper", "clip-celeba", "cifar10-random10", "cifar10-class", "imagenet-class", "unlearncanvas")
+
+
+@pytest.mark.parametrize("name", [*SUITES, "unlearncanvas-objects"])
 def test_everything_a_suite_names_is_there_with_those_parameters(name, monkeypatch):
     """As it would be with the data: fingerprints stand in for what only data can say."""
     load()
-    for task in ("celeba", "imagenet", "cifar10", "cifar100", "imagenet_class"):
+    for task in ("celeba", "imagenet", "cifar10", "cifar100", "imagenet_class", "unlearncanvas"):
         monkeypatch.setattr(REGISTRY.get("task", task).cls, "fingerprint", lambda self, request, seed: request)
     suite = load_suite(name)
     cells = expand(suite, device="cuda")

@@ -199,5 +199,25 @@ def test_a_reproduction_runs_what_was_published_and_evaluates_alike(name):
     assert published.experiment_of(board) is experiment and not experiment.differs(board)
 
 
+@pytest.mark.parametrize(("name", "ua"), [("unlearncanvas", 0.9858), ("unlearncanvas-objects", 0.9215)])
+def test_styles_and_objects_are_repeated_apart(name, ua):
+    """One table of both would stand beside neither's numbers."""
+    suite = load_suite(name)
+    methods = tuple(parse_spec(method).name for method in suite.methods)
+    board = board_of(suite.tasks[0], requests=suite.requests["unlearncanvas"], methods=methods, metrics={"ua": "higher"})
+    found = published.beside(board)
+    assert found["esd", "ua"].published.value == pytest.approx(ua)
+    assert {method for method, _ in found} == {"esd", "concept_ablation", "uce", "salun", "slug"}
+    assert all(each.difference is not None for each in found.values())
+
+
+@pytest.mark.parametrize("other", ["steps=20", "guidance=7.5", "images=5", "styles=10", "objects=5", "seeds=1"])
+def test_canvas_drawn_otherwise_is_beside_published_numbers_without_a_difference(other):
+    board = board_of(f"unlearncanvas:{other}", requests=("Byzantine",), methods=("esd",), metrics={"ua": "higher"})
+    assert published.beside(board)["esd", "ua"].difference is None and other in published.sentence(board)
+
+
 def test_reproductions_are_of_the_files_benchmarks():
-    assert set(reproductions()) < {line["benchmark"] for line in published.records()}
+    load()
+    known = {line["benchmark"] for line in published.records()}
+    assert {name.removesuffix("-objects") for name in reproductions()} < known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,20 +153,51 @@ def test_a_diffusion_classifier_prefers_the_prompt_that_predicts_best():
     assert len(asked) == 4 * len(STYLES)
 
 
+def read_by(model, texts, **options):
+    tokens = _canvas_model.tokens(_canvas_model.tokenizer(), texts)
+    with torch.no_grad():
+        encoder = model.get_submodule("text")
+        return (encoder(input_ids=tokens) if options else encoder(tokens))[0]
+
+
 def test_the_control_reads_no_prompt_that_names_the_target():
     made = pipeline()
     told, model = objective(made), editable(made)
-    masked = told.masked(model, ["neon"])
-    text = _canvas_recipe.tokens_of_cells()[[3 * len(OBJECTS), 4 * len(OBJECTS)]]
-    with torch.no_grad():
-        said, plain = masked.get_submodule("text")(text)[0], model.get_submodule("text")(text)[0]
-        other = model.get_submodule("text")(
-            _canvas_model.tokens(_canvas_model.tokenizer(), _canvas_model.prompts([0], [0]))
-        )[0]
-        by_name = masked.get_submodule("text")(input_ids=text)[0]
-    torch.testing.assert_close(said[:1], other)  # the first style and object, neither of which is the target
-    assert torch.equal(said[1], plain[1]) and torch.equal(said, by_name)
+    masked, texts = told.masked(model, ["neon"]), _canvas_model.prompts([3, 4], [0, 0])
+    said, plain = read_by(masked, texts), read_by(model, texts)
+    torch.testing.assert_close(said[:1], read_by(model, _canvas_model.prompts([0], [0])))  # of the first style, no target
+    assert torch.equal(said[1], plain[1]) and torch.equal(said, read_by(masked, texts, by_name=True))
     assert all(torch.equal(a, b) for a, b in zip(masked.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("domain", "target"), [("style", 3), ("object", 5)])
+def test_what_the_control_reads_instead_keeps_the_other_domains_concept(domain, target):
+    """Here of all the grid's prompts with the target: another style of the same object, or another object in that style."""
+    made, style = pipeline(), domain == "style"
+    told, model = objective(made, domain, target), editable(made)
+    others = range(len(OBJECTS if style else STYLES))
+    asked, kept = ([number] * len(others) for number in (target, 0))
+    texts, expected = (_canvas_model.prompts(*((mine, others) if style else (others, mine))) for mine in (asked, kept))
+    masked = told.masked(model, list(told.labels))
+    torch.testing.assert_close(read_by(masked, texts), read_by(model, expected))
+    name = (STYLES if style else OBJECTS)[target]
+    first = read_by(model, _canvas_model.prompts([0], [0]))
+    torch.testing.assert_close(read_by(masked, [f"a picture of {name}"]), first)  # no prompt of the grid's
+
+
+def test_the_control_reads_prompts_with_a_longer_name_that_holds_the_targets():
+    """As `Artist Sketch` does `Sketch`, both of UnlearnCanvas; the longer one may be a target itself."""
+    made = pipeline()
+    told, model = objective(made), editable(made)
+    longer = _canvas_model.tokens(_canvas_model.tokenizer(), ["image in neon"])[0]
+    told = replace(told, named={**told.named, "image in neon": longer}, labels={**told.labels, "image in neon": 3})
+    texts = ["A ball image in neon style.", "A neon picture of a ball", "A neon image in neon style."]
+    plain, first = read_by(model, texts), read_by(model, _canvas_model.prompts([0], [0]))[0]
+    said = read_by(told.masked(model, ["neon"]), texts)
+    assert torch.equal(said[0], plain[0])
+    torch.testing.assert_close(said[1:], first.expand(2, -1, -1))
+    both = read_by(told.masked(model, ["neon", "image in neon"]), texts)
+    assert not torch.equal(both[0], plain[0])
 
 
 def test_the_text_encoder_is_edited_by_the_loss_of_its_clip():

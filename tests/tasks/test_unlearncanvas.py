@@ -218,6 +218,13 @@ def test_a_classifier_that_does_not_fit_is_refused(canvas_classifiers, tmp_path,
     assert sentence in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["nonsense_vit", "resnet18"])
+def test_an_architecture_that_is_none_of_a_classifier_is_refused(canvas_classifiers, name):
+    with pytest.raises(UsageError, match=rf"architecture={name} is no vision transformer of timm \(.*\); the ") as no:
+        canvas.load_classifier(canvas_classifiers / "style50.pth", 51, architecture=name)
+    assert "\n" not in str(no.value)
+
+
 def test_exchanged_checkpoints_are_refused(canvas_classifiers):
     with pytest.raises(UsageError, match=r"style50\.pth has a head of 51 classes; here it needs one of 20: is it the other"):
         canvas.load_classifier(canvas_classifiers / "style50.pth", 20, architecture="test_vit")

@@ -1,5 +1,6 @@
 """Methods run on the release of UnlearnCanvas, in small: folders in, drawings kept one by one, rows out."""
 
+import copy
 import json
 import math
 import shutil
@@ -225,7 +226,11 @@ def test_an_edited_models_images_are_its_own_and_a_hooked_models_are_nobodys(tas
         return {path.name for path in cache.glob("*drawings*.files")}
 
     originals = folders()
-    trial.answer(trial.request.objective.masked(trial.request.model, ("Bricks",)))
+    hooked = copy.deepcopy(trial.request.model)
+    hooked.get_submodule("text").register_forward_hook(lambda module, inputs, found: found)
+    trial.answer(hooked)
+    assert len(folders() - originals) == 1
+    del hooked
     assert folders() == originals
     with torch.no_grad():
         trial.request.model.get_parameter("unet.conv_in.weight").mul_(0.5)
@@ -286,14 +291,30 @@ def test_of_drawings_that_the_cache_lost_no_pictures_are_kept_until_they_are_dra
     assert np.array_equal(again["picture.image"], before["picture.image"])
 
 
-def test_drawings_of_a_hooked_model_are_there_as_long_as_it_is(task, cache):
+def test_a_filtered_models_drawings_are_kept_and_drawn_once(task, cache, monkeypatch):
+    """As a control stopped on its way finds them; and each target's are its own."""
     trial = task.build("Bricks", 0)
-    masked = trial.request.objective.masked(trial.request.model, ("Bricks",))
-    answers, originals = trial.answer(masked), columns(trial, trial.original)
+    objective, model = trial.request.objective, trial.request.model
+    answers, originals = trial.answer(objective.masked(model, ("Bricks",))), columns(trial, trial.original)
     shown, target = columns(trial, answers), originals["picture.kind"] == "target"
     same = (shown["picture.image"] == originals["picture.image"]).all((1, 2, 3))
     assert not same[target].any() and same[~target].all()  # another prompt, or the same prompt and noise
-    del masked
+    other = task.build(STYLES[0], 0)
+    other.answer(other.request.objective.masked(other.request.model, other.request.targets))
+    assert len(list(cache.glob("*drawings*.files"))) == 3
+    monkeypatch.setattr(drawn, "generate", None)  # whoever draws fails
+    again = task.build("Bricks", 0)
+    repeated = again.answer(again.request.objective.masked(again.request.model, ("Bricks",)))
+    assert np.array_equal(repeated["drawing"], answers["drawing"])
+
+
+def test_drawings_of_a_hooked_model_are_there_as_long_as_it_is(task, cache):
+    trial = task.build("Bricks", 0)
+    hooked = trial.request.objective.masked(trial.request.model, ("Bricks",))
+    hooked.get_submodule("unet").register_forward_hook(lambda module, inputs, found: found)
+    answers = trial.answer(hooked)
+    assert columns(trial, answers)
+    del hooked
     assert columns(trial, answers) == {} and len(list(cache.glob("*drawings*.files"))) == 1
 
 
@@ -391,6 +412,13 @@ def give_no_checkpoint(root):
     return {"checkpoint": str(root / "nowhere")}
 
 
+def give_a_page_for_weights(root):
+    folder = root / "page"
+    folder.mkdir()
+    (folder / "style50.safetensors").write_text("<!DOCTYPE html><html>Quota exceeded</html>")
+    return {"checkpoint": str(folder)}
+
+
 def miss_a_classifier(root):
     (root / "checkpoints" / "cls_model" / "style50.pth").unlink()
 
@@ -409,6 +437,7 @@ WRONG = {
     give_a_folder_of_compvis: r"model\.safetensors is in CompVis form",
     give_too_high_a_checkpoint: r"has no model_index\.json; it is in .*style50, give that",
     give_no_checkpoint: r"nowhere is no pipeline in diffusers' form, it has no model_index\.json; `slugbench doctor",
+    give_a_page_for_weights: r"page is no pipeline in diffusers' form, it has no model_index\.json; `slugbench doctor",
     miss_a_classifier: r"the style classifier .*style50\.pth is missing",
     give_no_clip: r"clip=.* is no CLIP in transformers' form",
 }
@@ -444,6 +473,74 @@ def test_a_checkpoint_that_is_half_there_is_refused(copied):
     with pytest.raises(UsageError, match=r"style50 cannot be read as a pipeline \(.*\); fetch it anew") as refused:
         of(copied).build("Birds", 0)
     assert "\n" not in str(refused.value)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def test_a_checkpoint_of_which_a_file_was_cut_off_is_refused(copied):
+    truncate(copied / CHECKPOINT / "text_encoder" / "model.safetensors")
+    with pytest.raises(UsageError, match=r"style50 cannot be read as a pipeline \(.*\); fetch it anew") as refused:
+        of(copied).build("Birds", 0)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_without_the_words_of_its_tokenizer_is_refused(copied):
+    (copied / CHECKPOINT / "tokenizer" / "tokenizer.json").unlink()
+    sentence = r"its tokenizer has 2 entries and the text encoder \d+; fetch tokenizer/ anew, which holds tokenizer\.json,"
+    with pytest.raises(UsageError, match=sentence):
+        drawn.read_checkpoint(copied / CHECKPOINT)
+
+
+def test_a_tokenizer_that_reads_different_prompts_as_the_same_is_refused(copied):
+    file = copied / CHECKPOINT / "tokenizer" / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    special = drawn.read_checkpoint(copied / CHECKPOINT).tokenizer.all_special_tokens
+    words = sorted(stored["model"]["vocab"], key=stored["model"]["vocab"].get)
+    vocab = {word if word in special else f"other{number}": number for number, word in enumerate(words)}
+    stored["model"] |= {"vocab": vocab, "merges": []}
+    file.write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match="its tokenizer reads different prompts as the same; fetch tokenizer/ anew"):
+        drawn.read_checkpoint(copied / CHECKPOINT)
+
+
+def test_a_tokenizer_in_stable_diffusions_own_files_reads_prompts_the_same(copied):
+    folder = copied / CHECKPOINT / "tokenizer"
+    texts = [canvas.prompt(*cell) for cell in task_cells()]
+    before = drawn.read_checkpoint(copied / CHECKPOINT).tokenizer(texts).input_ids
+    stored = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(stored["vocab"]))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in stored["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (folder / "tokenizer.json").unlink()
+    assert drawn.read_checkpoint(copied / CHECKPOINT).tokenizer(texts).input_ids == before
+
+
+def task_cells():
+    return [(style, object_) for style in STYLES for object_ in OBJECTS]
+
+
+def reshape(folder):
+    import safetensors.torch
+    import torch
+
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["text_projection.weight"] = torch.zeros(3, 3)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("spoil", [lambda folder: truncate(folder / "model.safetensors"), reshape], ids=["cut", "shape"])
+def test_a_clip_that_is_not_whole_is_refused_when_the_task_is_built(canvas_release, tmp_path, spoil):
+    spoil(clip(tmp_path / "clip"))
+    with pytest.raises(UsageError, match=r"clip=.*clip cannot be read as a CLIP .*; fetch it anew\.") as refused:
+        of(canvas_release, clip=str(tmp_path / "clip")).build("Birds", 0)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_clip_of_another_width_is_refused_when_the_task_is_built(canvas_release, tmp_path):
+    with pytest.raises(UsageError, match=r"reads text 16 wide and the checkpoint's text encoder 32, .* for Stable "):
+        of(canvas_release, clip=str(clip(tmp_path / "clip", width=16))).build("Birds", 0)
 
 
 def test_an_original_that_does_not_draw_a_target_fails_a_gate():
