@@ -104,6 +104,7 @@ def test_controls_are_not_compared_and_every_set_of_parameters_is():
         ("identities", "joint", 2),
         ("identities", "single", 2),
         ("digits", "single", 2),
+        ("canvas", "single", 2),
     ]
     assert all(c.methods == ("ga", "ga", "slug") for c in found)
     assert found[0].families == {"slug against 2 others": 2, "all 3 pairs": 3}
