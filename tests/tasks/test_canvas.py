@@ -171,18 +171,24 @@ def test_the_original_draws_the_four_and_the_oracles_do_not(joint):
 # ---------------------------------------------------------------- made anew
 
 
-def test_a_stopped_rebuild_goes_on_and_weights_that_do_not_ship_are_not_kept(tmp_path, monkeypatch):
-    made = []
+@pytest.fixture
+def made(monkeypatch):
+    """Which oracles were trained, each to untrained weights."""
+    found = []
 
     def train(target, number, path):
-        made.append((target.name, number))
+        found.append((target.name, number))
         clip, unet = _canvas_model.new_clip(0), _canvas_model.new_unet(0)
         save_weights(editable(_canvas_model.new_pipeline(clip.text_model, unet)), path)
 
+    monkeypatch.setattr(_canvas_rebuild, "_train_oracle", train)
+    return found
+
+
+def test_a_stopped_rebuild_goes_on_and_weights_that_do_not_ship_are_not_kept(tmp_path, monkeypatch, made):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_canvas_rebuild, "_train_oracle", train)
     monkeypatch.setattr(_canvas_rebuild._canvas_answers, "ask", lambda *_, **__: {"style": np.arange(3)})
     monkeypatch.setattr(_canvas_rebuild._canvas_answers, "error", lambda *_: np.zeros(2))
     ink, neon = Target("style", (STYLES.index("ink"),)), Target("style", (STYLES.index("neon"),))
@@ -199,15 +205,7 @@ def test_a_stopped_rebuild_goes_on_and_weights_that_do_not_ship_are_not_kept(tmp
     assert (load_answers(tmp_path / "ink-oracle-1.npz")["style"] == np.arange(3)).all()
 
 
-def test_an_oracle_that_does_not_ship_is_trained_once_and_the_cache_keeps_it(cache, monkeypatch):
-    calls = []
-
-    def train(target, number, path):
-        calls.append((target.name, number))
-        clip, unet = _canvas_model.new_clip(0), _canvas_model.new_unet(0)
-        save_weights(editable(_canvas_model.new_pipeline(clip.text_model, unet)), path)
-
-    monkeypatch.setattr(_canvas_rebuild, "_train_oracle", train)
+def test_an_oracle_that_does_not_ship_is_trained_once_and_the_cache_keeps_it(cache, made):
     for _ in range(2):
         _canvas_rebuild.oracle(_target("ink"), 1)
-    assert calls == [("ink", 1)]
+    assert made == [("ink", 1)]
