@@ -58,8 +58,8 @@ class Ended(NamedTuple):
 
 
 def preload(modules: Iterable[str]) -> None:
-    """Name the modules the server imports before it forks; has effect until the first process is started."""
-    _context().set_forkserver_preload(list(modules))
+    """Name the modules the server imports before it forks, besides this one; has effect until the first process is started."""
+    _context().set_forkserver_preload([__name__, *modules])
 
 
 def stop() -> None:
