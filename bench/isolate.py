@@ -58,7 +58,7 @@ class Ended(NamedTuple):
 
 
 def preload(modules: Iterable[str]) -> None:
-    """Name the modules the server imports before it forks, besides this one; has effect until the first process is started."""
+    """Name what the server imports before it forks, besides this module; has effect until the first process is started."""
     _context().set_forkserver_preload([__name__, *modules])
 
 
