@@ -93,8 +93,22 @@ class Concept:
     forget: Split
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     """Forget gradients of the layers to be searched, the first to be tried first."""
+    mates: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """layer -> forget gradients of what is edited with it, by the same step."""
     embedded: dict[int, torch.Tensor] = field(default_factory=dict)
     """What one tower made of the forget split, while it is the other's turn."""
+
+    def edits(self, layer: str, step: float) -> list[Edit]:
+        """One step in a layer that is searched, and in its mates."""
+        parts = {layer: self.gradients[layer], **self.mates.get(layer, {})}
+        return [Edit(name, step, gradient) for name, gradient in parts.items()]
+
+    def turn(self, direction: Direction) -> None:
+        """Edit along something else than the gradients."""
+        self.gradients = {layer: direction(gradient) for layer, gradient in self.gradients.items()}
+        self.mates = {
+            layer: {name: direction(gradient) for name, gradient in parts.items()} for layer, parts in self.mates.items()
+        }
 
 
 @method("slug")
@@ -122,6 +136,8 @@ class Slug:
             error, or by the authors' `reference`, FA@5 = 0 (which `openclip` always does).
         signed: alignment is the plain cosine of the paper's text, not its absolute value as in the authors' code.
         together: one edit for all targets of a request, as text-to-image models always get.
+        groups: with a layer of the front the rest of its group is edited by the same step: queries, keys and values, or both
+            halves of an MLP. The layer is scored alone, and the step is relative to it. `hf` always does so.
         towers_in_turn: hold gradients of one tower at a time; the samples are then read twice, and one tower's forward
             pass is run once more.
 
@@ -138,6 +154,7 @@ class Slug:
     stop: Literal["rule", "reference"] = "rule"
     signed: bool = False
     together: bool = False
+    groups: bool = False
     towers_in_turn: bool = False
 
     space: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -181,13 +198,15 @@ class Slug:
         self._prepare(request, allowance, concepts, towers, choose or fronts)
         if direction is not None:
             for concept in concepts:
-                concept.gradients = {layer: direction(gradient) for layer, gradient in concept.gradients.items()}
+                concept.turn(direction)
         with remembering(request.model) as memory:
-            found = [
-                Search(self, request, allowance, concept, memory, reserve=allowance.evals * after // (after + 1)).run()
+            return [
+                edit
                 for concept, after in zip(concepts, reversed(range(len(concepts))), strict=True)
+                for edit in Search(
+                    self, request, allowance, concept, memory, reserve=allowance.evals * after // (after + 1)
+                ).run()
             ]
-        return [edit for edit in found if edit is not None]
 
     # ------------------------------------------------------------ prepare
 
@@ -208,7 +227,12 @@ class Slug:
                 forget = self._gradients(request, allowance, turn, towers, concept)
                 params = {name: request.model.get_parameter(name).detach() for name in forget}
                 scores = layer_scores(params, forget, retain, towers, signed=self.signed)
-                concept.gradients |= {layer: forget[layer] for layer in choose(scores)}
+                chosen = choose(scores)
+                if self.groups:
+                    parts = {layer: whole_layer(layer, list(forget)) for layer in one_of_each_group(chosen)}
+                    concept.mates |= {layer: {name: forget[name] for name in group[1:]} for layer, group in parts.items()}
+                    chosen = list(parts)
+                concept.gradients |= {layer: forget[layer] for layer in chosen}
                 del forget, params  # a set of gradients each, which the next one's must not stand beside
             del retain
         for concept in concepts if self.towers_in_turn else ():
@@ -281,24 +305,24 @@ class Search:
     concept: Concept
     memory: Memory
     reserve: int
-    best: Best[Edit] = field(init=False)
+    best: Best[list[Edit]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.best = Best[Edit](self.request, lowest_forget if self.slug.variant == "openclip" else preferred)
+        self.best = Best[list[Edit]](self.request, lowest_forget if self.slug.variant == "openclip" else preferred)
 
-    def run(self) -> Edit | None:
-        """The best edit; None where there is no layer, or nothing may be evaluated."""
+    def run(self) -> list[Edit]:
+        """The best edit, of one layer or of its group; none where there is no layer, or nothing may be evaluated."""
         try:
             if self.allowance.evals - self.reserve > 3 * self.slug.steps:
                 self.learn()
             for done, layer in enumerate(self.concept.gradients):
                 self.request.progress("search", done, len(self.concept.gradients))
-                with self.memory.without(layer):
-                    edit, scores, _ = self.smallest(layer)
-                    self._offer(edit, scores)
+                with self.memory.without(layer, *self.concept.mates.get(layer, ())):
+                    edits, scores, _ = self.smallest(layer)
+                    self._offer(edits, scores)
         except Spent:
             pass
-        return self.best.candidate
+        return self.best.candidate or []
 
     def learn(self) -> None:
         """Let the memory see what blocks give to which input as long as no weight is changed."""
@@ -307,33 +331,33 @@ class Search:
                 self._allowed().validate(self.request.model)
             self._steering(self._scores(retain=False))
 
-    def smallest(self, layer: str) -> tuple[Edit, Scores, list[tuple[float, float]]]:
+    def smallest(self, layer: str) -> tuple[list[Edit], Scores, list[tuple[float, float]]]:
         """The smallest edit of a layer that forgets, or the nearest to it, its scores, and every (step, value) tried."""
-        gradient, seen = self.concept.gradients[layer], dict[float, Scores]()
+        edits_by, seen = partial(self.concept.edits, layer), dict[float, Scores]()
 
         def evaluate(step: float) -> float:
-            edit = Edit(layer, step, gradient)
-            with edited(self.request.model, [edit]):
+            edits = edits_by(step)
+            with edited(self.request.model, edits):
                 seen[step] = self._scores(retain=self.slug.variant == "openclip")
                 if self.slug.variant == "openclip":
-                    self.best.offer(seen[step], edit)
+                    self.best.offer(seen[step], edits)
                 return self._steering(seen[step])
 
-        rho = whole_step(self.request.model.get_parameter(layer), gradient)
+        rho = whole_step(self.request.model.get_parameter(layer), self.concept.gradients[layer])
         try:
             step, trace = search_step(evaluate, rho, steps=self.slug.steps)
         except Spent:  # what was tried is better than nothing
             for tried, scores in seen.items():
-                self.best.offer(scores, Edit(layer, tried, gradient))
+                self.best.offer(scores, edits_by(tried))
             raise
         step = min(trace, key=lambda probe: probe[1])[0] if step is None else step
-        return Edit(layer, step, gradient), seen[step], trace
+        return edits_by(step), seen[step], trace
 
-    def _offer(self, edit: Edit, scores: Scores) -> None:
+    def _offer(self, edits: list[Edit], scores: Scores) -> None:
         """Compare an edit with the best so far; what it keeps is measured where that may decide."""
         if self.slug.variant != "openclip" and self.best.prefers(scores._replace(retain=1.0)):
-            with edited(self.request.model, [edit]):
-                self.best.offer(self._scores(retain=True), edit)
+            with edited(self.request.model, edits):
+                self.best.offer(self._scores(retain=True), edits)
 
     def _scores(self, *, retain: bool) -> Scores:
         """Of the model as it is now, for this concept."""
@@ -619,6 +643,15 @@ def whole_layer(layer: str, names: Sequence[str]) -> list[str]:
                 mates = [layer.replace(f".{part}.", f".{other}.") for other in group]
                 return [layer, *(name for name in mates if name != layer and name in names)]
     return [layer]
+
+
+def one_of_each_group(layers: Sequence[str]) -> list[str]:
+    """The layers without those that would be edited with an earlier one anyway."""
+    found: list[str] = []
+    for layer in layers:
+        if not any(layer in whole_layer(other, layers) for other in found):
+            found.append(layer)
+    return found
 
 
 def search_step_uncanvas(

@@ -39,7 +39,7 @@ def prepare(request, slug):
     """SLUG's preparation alone; the forget gradients of the front."""
     kept = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Search, "run", lambda search: kept.update(search.concept.gradients))
+        patch.setattr(Search, "run", lambda search: kept.update(search.concept.gradients) or [])
         slug.edits(request)
     return kept
 

@@ -68,7 +68,7 @@ def directions(method):
 
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slug.Search, "run", lambda search: found.update(search.concept.gradients))
+        patch.setattr(slug.Search, "run", lambda search: found.update(search.concept.gradients) or [])
         method(clip_request())
     return found
 

@@ -138,7 +138,7 @@ def prepared(slug, request=None):
         return fronts(scores)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Search, "run", lambda search: kept.update(search.concept.gradients))
+        patch.setattr(Search, "run", lambda search: kept.update(search.concept.gradients) or [])
         slug.edits(request or clip_request(), choose=choose)
     return pd.concat(seen).sort_index(), kept
 
@@ -205,6 +205,22 @@ def test_the_deepest_layer_of_a_front_is_chosen_and_edited_whole():
     assert whole_layer(names[2], names) == [names[2], names[3], "encoder.layers.1.self_attn.v_proj.weight"]
     assert whole_layer("a.1.mlp.c_proj.weight", ["a.1.mlp.c_fc.weight"]) == ["a.1.mlp.c_proj.weight", "a.1.mlp.c_fc.weight"]
     assert whole_layer("a.1.out_proj.weight", names) == ["a.1.out_proj.weight"]
+
+
+def test_a_group_is_edited_together_by_one_step_relative_to_the_layer_of_the_front():
+    up, down, norm = (f"transformer.resblocks.0.{part}.weight" for part in ("mlp.c_fc", "mlp.c_proj", "ln_1"))
+    chosen = {"choose": lambda scores: [down, up, norm]}
+    alone = {edit.layer: edit for edit in Slug(steps=1).edits(clip_request(), choose=lambda scores: [down])}
+    request, searched = clip_request(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "run", lambda search: searched.extend(search.concept.gradients) or [])
+        Slug(groups=True).edits(request, **chosen)
+    assert searched == [down, norm]  # the group once
+    found = Slug(groups=True, steps=1).edits(request, choose=lambda scores: [down, up])
+    assert [edit.layer for edit in found] == [down, up] and changed(request.model) == []
+    assert found[0].step == found[1].step == alone[down].step
+    assert torch.equal(found[0].gradient, alone[down].gradient)
+    assert changed(Slug(groups=True, steps=1).unlearn(request, choose=lambda scores: [down])) == [up, down]
 
 
 def scripted(forgets_at, loses_at):

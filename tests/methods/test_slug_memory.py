@@ -41,7 +41,7 @@ def request_for_two():
 
 def prepare(request, **parameters):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Search, "run", lambda search: None)
+        patch.setattr(Search, "run", lambda search: [])
         Slug(batch=BATCH, **parameters).edits(request)
 
 
