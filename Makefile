@@ -35,7 +35,7 @@ results: $(VENV)/installed
 	$(BIN)/python -m slugbench.bench.forecast runs/standard > bench/suites/standard.seconds.csv
 	$(BIN)/slugbench run standard-canvas --out runs/standard-canvas
 	$(BIN)/slugbench report runs/standard-canvas --format text,md,latex,figures --out $(RESULTS)/standard-canvas
-	rm -f $(RESULTS)/standard-canvas/figures/*profile.svg
+	rm -f $(RESULTS)/standard-canvas/figures/*profile.svg $(RESULTS)/standard-canvas/figures/*pictures*.svg
 	cp runs/standard-canvas/table.parquet runs/standard-canvas/run.json $(RESULTS)/standard-canvas/
 	$(BIN)/python -m slugbench.bench.forecast runs/standard-canvas > bench/suites/standard-canvas.seconds.csv
 	$(BIN)/python docs/calibration.py runs/standard --out docs/calibration.md

@@ -85,7 +85,7 @@ def test_what_ships_is_written_from_records_and_read_back(monkeypatch, tmp_path)
     ]
 
 
-@pytest.mark.parametrize("name", ["quick", "standard"])
+@pytest.mark.parametrize("name", ["quick", "standard", "standard-canvas"])
 def test_the_time_of_every_cell_of_the_shipped_suites_is_known(name):
     load()
     found = forecast.forecast(expand(load_suite(name), device="cpu"), {})
