@@ -209,12 +209,11 @@ def test_the_deepest_layer_of_a_front_is_chosen_and_edited_whole():
 
 def test_a_group_is_edited_together_by_one_step_relative_to_the_layer_of_the_front():
     up, down, norm = (f"transformer.resblocks.0.{part}.weight" for part in ("mlp.c_fc", "mlp.c_proj", "ln_1"))
-    chosen = {"choose": lambda scores: [down, up, norm]}
     alone = {edit.layer: edit for edit in Slug(steps=1).edits(clip_request(), choose=lambda scores: [down])}
     request, searched = clip_request(), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Search, "run", lambda search: searched.extend(search.concept.gradients) or [])
-        Slug(groups=True).edits(request, **chosen)
+        Slug(groups=True).edits(request, choose=lambda scores: [down, up, norm])
     assert searched == [down, norm]  # the group once
     found = Slug(groups=True, steps=1).edits(request, choose=lambda scores: [down, up])
     assert [edit.layer for edit in found] == [down, up] and changed(request.model) == []
